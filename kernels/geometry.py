@@ -1,0 +1,207 @@
+"""Frozen records of a problem's geometry, folded into a kernel at compile time.
+
+A kernel takes one record as a `constexpr`; every size, stride and pad in it is a compile-time number, so divisions by
+it become multiplications and conditions on it vanish. The batch size is never in a record: it is a run-time argument.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def conv_size(size: int, taps: int, stride: int, pad: int, dilation: int) -> int:
+    """Outputs of a convolution along one axis; `pad` is the sum of both ends."""
+    return (size + pad - dilation * (taps - 1) - 1) // stride + 1
+
+
+def pool_size(size: int, window: int, stride: int, pad: int, ceil_mode: bool) -> int:
+    """Outputs of a pooling along one axis; `pad` is that of one end, as in torch."""
+    out = (size + 2 * pad - window + (stride - 1 if ceil_mode else 0)) // stride + 1
+    # with ceil_mode, a window that would start beyond the input and its left pad is dropped
+    return out - 1 if ceil_mode and (out - 1) * stride >= size + pad else out
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis of a convolution followed by a pooling: input -> conv output -> pooled output.
+
+    Conv output p reads inputs `p * stride - pad + r * dilation`, r < taps; pooled output u reads conv outputs
+    `u * pool_stride - pool_pad + i`, i < window. Without pooling: window 1, pool_stride 1, pool_pad 0.
+    """
+
+    size: int
+    taps: int
+    stride: int
+    pad: int
+    dilation: int
+    conv: int
+    window: int
+    pool_stride: int
+    pool_pad: int
+    pooled: int
+
+    @cached_property
+    def period(self) -> int:
+        """Inputs between two neighbouring windows: input h and h + period have the same taps and window positions."""
+        return self.stride * self.pool_stride
+
+    @cached_property
+    def origin(self) -> int:
+        """Minus the input row that tap 0 of window position 0 of pooled output 0 reads."""
+        return self.pad + self.stride * self.pool_pad
+
+    @cached_property
+    def reads_inside(self) -> bool:
+        """No tap of any window position of any pooled output falls outside the input."""
+        last = (self.pooled - 1) * self.period + (self.window - 1) * self.stride + (self.taps - 1) * self.dilation
+        return self.origin == 0 and self.pad == 0 and last < self.size
+
+    @cached_property
+    def windows_inside(self) -> bool:
+        """Every window lies wholly inside the conv output."""
+        return self.pool_pad == 0 and (self.pooled - 1) * self.pool_stride + self.window <= self.conv
+
+    # What the gradient to the input needs.
+
+    @cached_property
+    def cells(self) -> int:
+        """Periods that cover the input, counted from -origin."""
+        return ceil_div(self.size + self.origin, self.period)
+
+    @cached_property
+    def tap_step(self) -> int:
+        """Taps that reach one input row are this far apart: r and r + tap_step."""
+        return self.stride // gcd(self.stride, self.dilation)
+
+    @cached_property
+    def phase_taps(self) -> int:
+        """The most taps that reach one input row."""
+        return ceil_div(self.taps, self.tap_step)
+
+    @cached_property
+    def overlap(self) -> int:
+        """The most windows that hold one conv output."""
+        return ceil_div(self.window, self.pool_stride)
+
+    @cached_property
+    def shift(self) -> int:
+        """Periods to add so that `phase - r * dilation` is never negative."""
+        return ceil_div((self.taps - 1) * self.dilation, self.period)
+
+
+@dataclass(frozen=True)
+class ConvActPool:
+    """Shared-weight convolution, activation and pooling of an [N, C, H, W] input to an [N, K, U, V] output."""
+
+    C: int
+    K: int
+    groups: int
+    h: Axis
+    w: Axis
+    pool: str  # "max", "avg" or "none"
+    count_include_pad: bool
+    derivative_of: str  # what the activation's derivative is computed from: kernels/activation.py
+    monotone: bool
+    slope: float
+    channels_last: bool  # input, output and their gradients
+    weight_channels_last: bool
+
+    @cached_property
+    def CG(self) -> int:
+        """Input channels of a group."""
+        return self.C // self.groups
+
+    @cached_property
+    def KG(self) -> int:
+        """Output channels of a group."""
+        return self.K // self.groups
+
+    @cached_property
+    def RED(self) -> int:
+        """Elements of the forward reduction, ordered (r, s, c) whatever the layout: layouts give the same bits."""
+        return self.h.taps * self.w.taps * self.CG
+
+    @cached_property
+    def WINDOW(self) -> int:
+        """Window positions."""
+        return self.h.window * self.w.window
+
+    @cached_property
+    def has_code(self) -> bool:
+        """Whether the forward saves a byte per pooled element: the maximum's position, or the signs of a mean."""
+        return self.pool == "max" or (self.pool == "avg" and self.derivative_of == "sign")
+
+    @cached_property
+    def code_planes(self) -> int:
+        """Bytes per pooled element: one for a maximum; for a mean one per eight window positions."""
+        return ceil_div(self.WINDOW, 8) if self.pool == "avg" else 1
+
+    @cached_property
+    def aux(self) -> str:
+        """The pooled-size tensor that the activation's derivative reads in the backward: "output", "input" or ""."""
+        if self.pool == "avg":
+            return ""
+        if self.derivative_of == "sign" and self.pool == "none":
+            return "output"
+        return self.derivative_of if self.derivative_of in ("output", "input") else ""
+
+    @cached_property
+    def divisor(self) -> int:
+        """What a mean divides by, or 0 where it depends on the window."""
+        if (self.h.windows_inside and self.w.windows_inside) or self.pool != "avg":
+            return self.WINDOW
+        return 0
+
+    # Element strides, by layout.
+
+    @cached_property
+    def x_n(self) -> int:
+        return self.C * self.h.size * self.w.size
+
+    @cached_property
+    def x_h(self) -> int:
+        return self.w.size * self.x_w
+
+    @cached_property
+    def x_w(self) -> int:
+        return self.C if self.channels_last else 1
+
+    @cached_property
+    def x_c(self) -> int:
+        return 1 if self.channels_last else self.h.size * self.w.size
+
+    @cached_property
+    def y_n(self) -> int:
+        return self.K * self.h.pooled * self.w.pooled
+
+    @cached_property
+    def y_u(self) -> int:
+        return self.w.pooled * self.y_v
+
+    @cached_property
+    def y_v(self) -> int:
+        return self.K if self.channels_last else 1
+
+    @cached_property
+    def y_k(self) -> int:
+        return 1 if self.channels_last else self.h.pooled * self.w.pooled
+
+    @cached_property
+    def w_k(self) -> int:
+        return self.RED
+
+    @cached_property
+    def w_r(self) -> int:
+        return self.w.taps * self.w_s
+
+    @cached_property
+    def w_s(self) -> int:
+        return self.CG if self.weight_channels_last else 1
+
+    @cached_property
+    def w_c(self) -> int:
+        return 1 if self.weight_channels_last else self.h.taps * self.w.taps

@@ -1,0 +1,41 @@
+"""Pieces that every kernel shares: pixel numbering with 64-bit offsets, reduction indices, the one wrapper of tl.dot."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pixels(block, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Sample, row and column, each [BLOCK] int32, of pixels block * BLOCK + lane, numbered row by row and sample by
+    sample. The pixel number itself may pass 2^31: only its sample and its place within the sample are kept."""
+    per_sample: tl.constexpr = ROWS * COLS
+    first = tl.cast(block, tl.int64) * BLOCK
+    n0 = first // per_sample
+    place = tl.cast(first - n0 * per_sample, tl.int32) + tl.arange(0, BLOCK)
+    n = tl.cast(n0, tl.int32) + place // per_sample
+    place = place % per_sample
+    return n, place // COLS, place % COLS
+
+
+@triton.jit
+def split_reduction(first, INNER: tl.constexpr, BLOCK: tl.constexpr):
+    """Outer and inner index of reduction elements first + lane, where outer * INNER + inner numbers them.
+
+    The inner index is [BLOCK]. The outer one is [1] where a block never straddles two of them, so that what depends on
+    it alone is computed once and not per element; otherwise it is [BLOCK].
+    """
+    if INNER % BLOCK == 0:
+        outer = first // INNER + tl.arange(0, 1)
+        inner = first % INNER + tl.arange(0, BLOCK)
+    else:
+        offs = first + tl.arange(0, BLOCK)
+        outer = offs // INNER
+        inner = offs % INNER
+    return outer, inner
+
+
+@triton.jit
+def dot(a, b, acc, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a @ b in fp32. DOT_TYPE is the operands' type: their own on a device, fp32 for bf16 in the interpreter,
+    which cannot compute with bf16. PRECISION says how fp32 operands are multiplied: "tf32" or "ieee"."""
+    return tl.dot(a.to(DOT_TYPE), b.to(DOT_TYPE), acc, input_precision=PRECISION, out_dtype=tl.float32)

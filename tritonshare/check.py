@@ -1,0 +1,143 @@
+"""The contract of an op: clauses that say what its arguments must be, and what breaks each of them.
+
+A clause is checked before anything is allocated or launched, and its violation is one sentence that names op, argument
+and axis. The same clause knows how to break valid arguments, and the error tests are generated from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Arguments = Mapping[str, Any]
+Change = Callable[[Arguments], dict[str, Any]]  # valid arguments -> the ones to replace so that the clause breaks
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """A bad value. Also a RuntimeError, as torch's own, so that code which catches torch's error catches this one."""
+
+
+class ArgumentTypeError(TypeError, RuntimeError):
+    """A bad type. Also a RuntimeError, as torch's own."""
+
+
+@dataclass(frozen=True)
+class Clause:
+    argument: str
+    problem: Callable[[Arguments], str | None]  # what is wrong, as the rest of a sentence that begins with `argument`
+    breaks: tuple[Change, ...]
+    error: type[Exception] = ArgumentError
+
+
+def check(op: str, contract: Sequence[Clause], arguments: Arguments) -> None:
+    """Raise the first broken clause's error."""
+    for clause in contract:
+        problem = clause.problem(arguments)
+        if problem is not None:
+            raise clause.error(f"{op}: {clause.argument} {problem}")
+
+
+def tensor(name: str, *, optional: bool = False) -> Clause:
+    def problem(a: Arguments) -> str | None:
+        value = a[name]
+        if (optional and value is None) or (isinstance(value, torch.Tensor) and value.layout == torch.strided):
+            return None
+        if isinstance(value, torch.Tensor):
+            return f"must be a dense tensor, but its layout is {value.layout}"
+        return f"must be a tensor{' or None' if optional else ''}, but is {type(value).__name__}"
+
+    return Clause(name, problem, (lambda a: {name: [1.0]}, lambda a: {name: torch.ones(2, 2).to_sparse()}), ArgumentTypeError)
+
+
+def rank(name: str, axes: str, alternative: str = "") -> Clause:
+    """`axes` names the axes, one word each."""
+    count = len(axes.split())
+
+    def problem(a: Arguments) -> str | None:
+        value = a[name]
+        if value is None or value.dim() == count:
+            return None
+        also = f" (or [{', '.join(alternative.split())}])" if alternative else ""
+        return f"must have the {count} axes [{', '.join(axes.split())}]{also}, but has {value.dim()}"
+
+    return Clause(name, problem, (lambda a: {name: a["input"].new_ones([1] * (count + 1))},))
+
+
+def floating(name: str) -> Clause:
+    def problem(a: Arguments) -> str | None:
+        value = a[name]
+        return None if value.is_floating_point() else f"must have a floating-point dtype, but has {value.dtype}"
+
+    return Clause(name, problem, (lambda a: {name: a[name].to(torch.int32)},), ArgumentTypeError)
+
+
+def same_dtype(name: str, other: str) -> Clause:
+    def problem(a: Arguments) -> str | None:
+        if a[name] is None or a[name].dtype == a[other].dtype:
+            return None
+        return f"has dtype {a[name].dtype}, but {other} has {a[other].dtype}: they must be the same"
+
+    def change(a: Arguments) -> dict[str, Any]:
+        dtype = torch.float16 if a[other].dtype != torch.float16 else torch.float32
+        return {name: a[name].to(dtype)}
+
+    return Clause(name, problem, (change,), ArgumentTypeError)
+
+
+def same_device(name: str, other: str) -> Clause:
+    def problem(a: Arguments) -> str | None:
+        if a[name] is None or a[name].device == a[other].device:
+            return None
+        return f"is on {a[name].device}, but {other} is on {a[other].device}: they must be on the same device"
+
+    return Clause(name, problem, (lambda a: {name: a[name].to("meta")},))
+
+
+def integers(name: str, counts: Sequence[int], low: int, high: int | None = None, *, names: Sequence[str] = (), none=False):
+    """One integer, or a sequence of as many as `counts` allows, each in low .. high; or one of `names`; or None."""
+    limit = f"at least {low}" if high is None else f"from {low} to {high}"
+    others = "".join(f", {n!r}" for n in names) + (" or None" if none else "")
+
+    def problem(a: Arguments) -> str | None:
+        value = a[name]
+        if (none and value is None) or (isinstance(value, str) and value in names):
+            return None
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if any(isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)) for v in values):
+            return f"must be an integer, or {' or '.join(map(str, counts))} of them{others}, but is {value!r}"
+        if isinstance(value, (tuple, list)) and len(value) not in (1, *counts):
+            return f"must have {' or '.join(map(str, counts))} entries, one per spatial axis, but has {len(value)}"
+        for axis, v in enumerate(values):
+            if v < low or (high is not None and v > high):
+                at = f" at entry {axis}" if len(values) > 1 else ""
+                return f"must be {limit}, but is {v}{at}"
+        return None
+
+    wrong = [low - 1, (low,) * (max(counts) + 1), "unknown", 1.5]
+    wrong += [] if high is None else [high + 1]
+    wrong += [] if 1 in counts and len(counts) == 1 else [(low, low - 1)]
+    return Clause(name, problem, tuple((lambda a, w=w: {name: w}) for w in wrong))
+
+
+def choice(name: str, names: Sequence[Any]) -> Clause:
+    def problem(a: Arguments) -> str | None:
+        if any(a[name] is n or (isinstance(n, str) and a[name] == n) for n in names):
+            return None
+        return f"must be one of {', '.join(map(repr, names))}, but is {a[name]!r}"
+
+    return Clause(name, problem, (lambda a: {name: "unknown"}, lambda a: {name: 3}))
+
+
+def flag(name: str) -> Clause:
+    def problem(a: Arguments) -> str | None:
+        return None if isinstance(a[name], bool) else f"must be True or False, but is {a[name]!r}"
+
+    return Clause(name, problem, (lambda a: {name: "yes"},), ArgumentTypeError)
+
+
+def relation(name: str, problem: Callable[[Arguments], str | None], *breaks: Change) -> Clause:
+    """A clause over several arguments, told of `name`."""
+    return Clause(name, problem, breaks)

@@ -1,0 +1,133 @@
+"""The command `tritonshare`: its options, its messages and its exit statuses.
+
+Exit status 0: done; 1: a failure on the way; 2: bad input, nothing was started; 130: interrupted. An error is one
+sentence on standard error. torch is imported by the command that needs it, never for --help.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NoReturn
+
+TRAIN_PACKAGES = ("sklearn", "tqdm", "matplotlib", "safetensors")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return the exit status.
+
+    As argparse does, --help, --version and unknown options leave through SystemExit.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments or arguments[0] not in COMMANDS:
+        top_parser().parse_args(arguments or ["--help"])
+    name = arguments[0]
+    add_arguments, run, summary = COMMANDS[name]
+    parser = Parser(prog=f"tritonshare {name}", description=summary)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments[1:]))
+
+
+def top_parser() -> Parser:
+    summaries = "\n".join(f"  {name:<10}{summary}" for name, (_, _, summary) in COMMANDS.items())
+    parser = Parser(
+        prog="tritonshare",
+        description="Weight sharing for PyTorch in hand-written Triton kernels.",
+        epilog=f"commands:\n{summaries}\n\n'tritonshare COMMAND --help' lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tritonshare {installed_version()}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=" or ".join(COMMANDS))
+    return parser
+
+
+def installed_version() -> str:
+    try:
+        return version("tritonshare")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", choices=("digits", "cifar10"), default="digits", help="images to train on (default: %(default)s)")
+    add("--data-dir", type=Path, metavar="DIR", help="folder of the CIFAR-10 binary files (data_batch_1.bin, ...)")
+    add("--epochs", type=int, metavar="N", help="passes over the images (default: 60 for digits, 20 for cifar10)")
+    add("--batch-size", type=int, default=64, metavar="N", help="images per step (default: %(default)s)")
+    add("--lr", type=float, default=0.001, help="Adam's learning rate, halved every 20 epochs (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the weights and the order of images (default: %(default)s)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the computation, through autocast; weights stay float32 (default: %(default)s)",
+    )
+    add("--out", type=Path, metavar="DIR", help="folder for the results, refused if it holds some (default: runs/DATA)")
+    add("--resume", action="store_true", help="continue the run in --out; give the options it was started with")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    missing = [name for name in TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return fail("train", 2, f"{', '.join(missing)} not installed: run pip install 'tritonshare[train]'")
+    import torch
+
+    from tritonshare import train
+    from tritonshare.checkpoint import CheckpointError
+    from tritonshare.data import DataError
+
+    folder = None
+    try:
+        options = train.Options(**vars(args))
+        folder = options.folder
+        train.train(options)
+    except (train.OptionError, DataError, CheckpointError) as error:
+        return fail("train", 2, str(error))
+    except (train.TrainingError, torch.OutOfMemoryError) as error:
+        return fail("train", 1, f"{error}{last_epoch(folder)}")
+    except OSError as error:
+        return fail("train", 1, f"{error.filename or folder}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return fail("train", 130, f"interrupted{last_epoch(folder)}")
+    return 0
+
+
+def last_epoch(folder: Path | None) -> str:
+    """Where the last complete epoch of a broken run lies, to end a sentence with."""
+    from tritonshare.train import CHECKPOINT
+
+    if folder is None or not (folder / CHECKPOINT).exists():
+        return "; no epoch was complete, nothing was written"
+    return f"; the last complete epoch is in {folder / CHECKPOINT}, continue with --resume"
+
+
+def fail(command: str, status: int, message: str) -> int:
+    sentence = " ".join(message.split())  # torch's messages may span lines
+    print(f"tritonshare {command}: {sentence}", file=sys.stderr)
+    return status
+
+
+def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    importlib.import_module("tritonshare.doctor").add_arguments(parser)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    return importlib.import_module("tritonshare.doctor").main(args)
+
+
+Command = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int], str]
+COMMANDS: dict[str, Command] = {
+    "train": (add_train_arguments, run_train, "Train the two-block CNN on real images."),
+    "doctor": (add_doctor_arguments, run_doctor, "Show versions and paths taken, and check the kernels."),
+}

@@ -1,0 +1,67 @@
+"""The ops as functions."""
+
+from __future__ import annotations
+
+import torch
+
+from .ops.conv_act_pool import CONV2D_ACT_POOL
+
+__all__ = ["conv2d_act_pool"]
+
+
+def conv2d_act_pool(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = "relu",
+    pool: str | None = "max",
+    pool_size: int | tuple[int, int] = 2,
+    pool_stride: int | tuple[int, int] | None = None,
+    pool_padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> torch.Tensor:
+    """Convolution, bias, activation and pooling in one kernel: `pool(activation(conv2d(input, weight, bias)))`.
+
+    The unpooled map never reaches memory. For the backward pass, `input`, `weight` and one byte per pooled element are
+    kept (with sigmoid and tanh the output too; with gelu, silu and hardswish the pre-activation at each maximum).
+
+    Args:
+        input: [N, C, H, W] or [C, H, W]; float32 (multiplied as torch's TF32 switch for convolutions says), float16 or
+            bfloat16; contiguous or channels_last, and the output has the same layout. Sums are in float32.
+        weight: [K, C / groups, R, S], same dtype.
+        bias: [K] or None.
+        stride, dilation: of the convolution, one integer or (rows, columns).
+        padding: zeros around the input: one integer, (rows, columns), (top, bottom, left, right), "valid" or "same".
+        groups: input and output channels are split into this many independent convolutions.
+        activation: "none", "relu", "leaky_relu" (slope 0.01), "sigmoid", "tanh", "gelu" (exact), "silu", "hardswish".
+        pool: "max", "avg" or None. First maximum wins and NaN wins, as in torch.
+        pool_size: window, at most 8 x 8.
+        pool_stride: defaults to pool_size. Windows may overlap.
+        pool_padding: at most half the window; outside the map is -inf for "max", and for "avg" zeros that count only
+            with count_include_pad.
+        ceil_mode: as in torch.nn.functional.max_pool2d.
+
+    Returns:
+        [N, K, U, V], or [K, U, V] for an unbatched input; sizes as torch's.
+
+    Raises:
+        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
+        naming the argument and its axis, before anything is allocated.
+
+    The gradient of "avg" with sigmoid, tanh, gelu, silu or hardswish comes from torch, by computing the map again.
+    Derived from: the shared-weight convolution of LeCun et al., Gradient-based learning applied to document
+    recognition, 1998, section II.
+    """
+    options = (
+        stride, padding, dilation, groups,
+        activation, pool, pool_size, pool_stride, pool_padding, ceil_mode, count_include_pad,
+    )  # fmt: skip
+    if isinstance(input, torch.Tensor) and input.dim() == 3:
+        return CONV2D_ACT_POOL(input.unsqueeze(0), weight, bias, *options).squeeze(0)
+    return CONV2D_ACT_POOL(input, weight, bias, *options)

@@ -1,0 +1,118 @@
+"""Where a call runs, and the one place that launches a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from .check import ArgumentError
+from .plan import Plan
+
+GRID_LIMIT = 2**31 - 1  # launchers multiply the grid's axes in a signed 32-bit integer: more would launch nothing
+
+
+class Path(NamedTuple):
+    kernels: bool
+    reason: str
+
+
+@cache
+def triton_state() -> tuple[bool, bool, str]:
+    """Whether the kernels can be imported, whether they are interpreted, and a sentence on it."""
+    try:
+        from .kernels import reduce
+    except ImportError as error:
+        return False, False, f"Triton cannot be imported ({error})"
+    # Triton decides when a function is decorated; asking the function is right whatever was set since
+    interpreted = type(reduce.sum_splits).__name__ == "InterpretedFunction"
+    return True, interpreted, "Triton's interpreter (TRITON_INTERPRET=1)" if interpreted else "Triton"
+
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def path(tensor: torch.Tensor) -> Path:
+    """Whether an op on `tensor` takes the kernels or the plain-torch reference, and why."""
+    importable, interpreted, state = triton_state()
+    if not importable:
+        return Path(False, state)
+    if tensor.dtype not in KERNEL_DTYPES:
+        return Path(False, f"the kernels do not compute in {tensor.dtype}")
+    if tensor.device.type == "cpu":
+        return Path(interpreted, state if interpreted else "CPU tensors take the plain-torch reference")
+    if tensor.device.type == "cuda":
+        if interpreted:
+            return Path(False, "TRITON_INTERPRET=1 runs kernels on CPU tensors only")
+        return Path(True, "CUDA tensors take the kernels")
+    return Path(False, f"{tensor.device.type} tensors take the plain-torch reference")
+
+
+class Launch(NamedTuple):
+    """A launch that was recorded instead of done."""
+
+    launcher: Launcher
+    grid: int
+    args: tuple[Any, ...]
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def record() -> Iterator[list[Launch]]:
+    """Within the block launches are recorded and not done, so that meta tensors can go the way of real ones."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
+
+
+class Launcher:
+    """A kernel with its compile-time arguments bound, for one device.
+
+    Calling it launches `grid` programs with the run-time arguments, given in the kernel's order. The first call with an
+    alignment goes through Triton's binder, which compiles; later ones call what it compiled directly.
+    """
+
+    def __init__(self, kernel: Any, constants: dict[str, Any], plan: Plan, device: torch.device) -> None:
+        self.kernel = kernel
+        self.constants = {**constants, **dict(plan.blocks)}
+        self.plan = plan
+        self.device = device
+        self._values = tuple(self.constants[name] for name in kernel.arg_names if name in self.constants)
+        self._compiled: dict[tuple[bool, ...], Any] = {}
+
+    def __call__(self, grid: int, *args: Any) -> None:
+        if _recorded is not None:
+            _recorded.append(Launch(self, grid, args))
+            return
+        if grid > GRID_LIMIT:
+            raise ArgumentError(f"{self.kernel.__name__}: the problem needs {grid} programs; at most {GRID_LIMIT} fit")
+        if self.device.type == "cuda" and torch.cuda.current_device() != self.device.index:
+            with torch.cuda.device(self.device):
+                self._launch(grid, args)
+        else:
+            self._launch(grid, args)
+
+    def _launch(self, grid: int, args: tuple[Any, ...]) -> None:
+        # what Triton specialises a kernel on, beside the constants: which arguments are None, and 16-byte alignment
+        key = tuple([a.data_ptr() % 16 == 0 if isinstance(a, torch.Tensor) else a is None for a in args])
+        compiled = self._compiled.get(key)
+        if compiled is not None:
+            compiled[(grid, 1, 1)](*args, *self._values)
+            return
+        compiled = self.kernel[(grid,)](
+            *args,
+            **self.constants,
+            num_warps=self.plan.num_warps,
+            num_stages=self.plan.num_stages,
+            enable_fp_fusion=True,
+        )
+        if compiled is not None:  # None from the interpreter
+            self._compiled[key] = compiled

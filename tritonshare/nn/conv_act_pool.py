@@ -1,0 +1,86 @@
+"""The fused convolution block as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..functional import conv2d_act_pool
+
+
+class ConvActPool2d(torch.nn.Conv2d):
+    """`torch.nn.Conv2d`, an activation and a pooling as one layer, with `Conv2d`'s constructor and state_dict keys.
+
+    A `Conv2d` checkpoint loads into it and the other way round. Arguments before `activation` are `Conv2d`'s; the rest
+    are those of `tritonshare.functional.conv2d_act_pool`, which says shapes, dtypes and errors.
+
+    >>> block = ConvActPool2d(3, 32, kernel_size=5, padding=2)  # 5x5 convolution, ReLU, 2x2 max pool
+    >>> block(torch.zeros(8, 3, 32, 32)).shape
+    torch.Size([8, 32, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = "relu",
+        pool: str | None = "max",
+        pool_size: int | tuple[int, int] = 2,
+        pool_stride: int | tuple[int, int] | None = None,
+        pool_padding: int | tuple[int, int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.activation = activation
+        self.pool = pool
+        self.pool_size = pool_size
+        self.pool_stride = pool_stride
+        self.pool_padding = pool_padding
+        self.ceil_mode = ceil_mode
+        self.count_include_pad = count_include_pad
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":  # padded beforehand, as Conv2d does
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return conv2d_act_pool(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            pool=self.pool,
+            pool_size=self.pool_size,
+            pool_stride=self.pool_stride,
+            pool_padding=self.pool_padding,
+            ceil_mode=self.ceil_mode,
+            count_include_pad=self.count_include_pad,
+        )
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, activation={self.activation}, pool={self.pool}"
+        if self.pool not in (None, "none"):
+            text += f", pool_size={self.pool_size}"
+            for name in ("pool_stride", "pool_padding", "ceil_mode"):
+                if getattr(self, name):
+                    text += f", {name}={getattr(self, name)}"
+        return text

@@ -1,0 +1,358 @@
+"""What an op is, and its way to eager autograd, torch.compile, torch.export and torch.func: written once for all ops.
+
+An op is declared in tritonshare/ops as one `Op` record. In eager mode a call goes
+
+    raw arguments -> (once per key) contract, canonical options, a Problem -> autograd.Function -> kernels
+
+without the dispatcher. While torch compiles or exports, the same Problem runs behind a registered operator,
+`torch.ops.tritonshare.<name>`, and its backward behind `<name>_backward`. Under torch.func transforms, in a double
+backward, and wherever the kernels do not run (launch.path), the plain-torch reference is the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from . import launch, plan
+from .check import Clause, check
+
+LIBRARY = torch.library.Library("tritonshare", "DEF")
+REGISTRY: dict[str, Op] = {}
+CACHED_PROBLEMS = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named geometry of an op: `tensors` are shapes (None for an absent optional one), `options` raw arguments.
+
+    tags: "tiny" and "edge" cases are tested in the interpreter, "layer" cases are compiled and benchmarked.
+    """
+
+    name: str
+    tags: tuple[str, ...]
+    tensors: tuple[tuple[int, ...] | None, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a pass must do at the least: bytes moved through device memory, and floating-point operations."""
+
+    bytes: int
+    flops: int
+
+
+class Problem(Protocol):
+    """An op with everything fixed but the batch, axis 0 of the first tensor: what a key stands for."""
+
+    plans: Mapping[str, plan.Plan]  # by pass
+
+    def allocate(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """The output and what the forward saves (empty tensors where nothing is). Also the fake kernel."""
+        ...
+
+    def forward(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """`allocate`'s tensors, computed."""
+        ...
+
+    def backward(
+        self, grad: torch.Tensor, tensors: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor | None], needs
+    ) -> list[torch.Tensor | None]:
+        """The gradients of the tensors that `needs` asks for. `outs` are `forward`'s, None where `kept` is False."""
+        ...
+
+    def allocate_gradients(self, tensors: Sequence[torch.Tensor | None], needs) -> list[torch.Tensor | None]:
+        """`backward`'s tensors, not computed."""
+        ...
+
+    kept: tuple[bool, ...]  # which of forward's tensors the backward reads
+
+    def cost(self, batch: int) -> dict[str, Cost]:
+        """By pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Op:
+    """One declaration; the tests, the benchmarks and the bindings are generated from it.
+
+    schema: arguments of the registered operator, tensors first, options in canonical form.
+    outputs: of the registered operator: the public one and what is saved.
+    contract: clauses over the arguments by name.
+    canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves as they are.
+    problem: (tensors, options) -> Problem.
+    reference: the op in plain differentiable torch, on canonical arguments.
+    cases: named geometries, for tests, compilation and benchmarks.
+    precision: torch's switch for products of fp32: "tf32" or "ieee".
+    """
+
+    name: str
+    schema: str
+    outputs: int
+    contract: Sequence[Clause]
+    canonical: Callable[..., tuple[Any, ...]]
+    problem: Callable[[Sequence[torch.Tensor | None], tuple[Any, ...]], Problem]
+    reference: Callable[..., torch.Tensor]
+    cases: Sequence[Case]
+    precision: Callable[[], str]
+    _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        REGISTRY[self.name] = self
+        _register(self)
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self._parsed.arguments)
+
+    @cached_property
+    def tensors(self) -> int:
+        """How many of the arguments are tensors: the leading ones."""
+        return sum(str(a.type) in ("Tensor", "Optional[Tensor]") for a in self._parsed.arguments)
+
+    @cached_property
+    def _parsed(self) -> torch._C.FunctionSchema:
+        return torch._C.parse_schema(f"{self.name}{self.schema} -> ({', '.join(['Tensor'] * self.outputs)})")
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        """The op, on raw arguments in the schema's order."""
+        tensors = args[: self.tensors]
+        if torch.compiler.is_compiling():
+            return self._traced(tensors, self.canonical(tensors, *args[self.tensors :]))
+        if torch._C._are_functorch_transforms_active():
+            return self._reference(args)
+        x = tensors[0]
+        if isinstance(x, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
+            tensors = _autocast(tensors, x.device.type)
+        problem = self._problem(tensors, args[self.tensors :])
+        if _explained.get() is not None:
+            _explained.get().append(Explanation(self.name, tuple(x.shape), *_path(x), problem))
+        if problem is None:
+            return self._reference((*tensors, *args[self.tensors :]))
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return _Function.apply(self, problem, args[self.tensors :], *tensors)
+        return problem.forward(*tensors)[0]
+
+    def _problem(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Problem | None:
+        """The checked problem of these arguments, from the cache; None if the reference computes it."""
+        try:
+            x = tensors[0]
+            key = [x.shape[1:], x.stride(), x.dtype, x.device]
+            for t in tensors[1:]:
+                key += (None,) if t is None else (t.shape, t.stride(), t.dtype, t.device)
+            key = (*key, raw, self.precision(), plan.override())
+            if key in self._problems:
+                return self._problems[key]
+        except (AttributeError, RuntimeError, TypeError):  # not tensors, not dense, or lists among the options
+            key = None
+        self.check(*tensors, *raw)
+        problem = self.problem(tensors, self.canonical(tensors, *raw)) if _path(tensors[0]).kernels else None
+        if key is not None:
+            if len(self._problems) >= CACHED_PROBLEMS:
+                self._problems.clear()
+            self._problems[key] = problem
+        return problem
+
+    def check(self, *args: Any) -> None:
+        """Raise one sentence on the first argument that breaks the contract."""
+        check(self.name, self.contract, dict(zip(self.arguments, args, strict=True)))
+
+    def _reference(self, args: Sequence[Any]) -> torch.Tensor:
+        tensors = args[: self.tensors]
+        return self.reference(*tensors, *self.canonical(tensors, *args[self.tensors :]))
+
+    def _traced(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> torch.Tensor:
+        """The op while torch traces: the registered operator, or the reference, which the compiler then fuses."""
+        x = tensors[0]
+        if torch.is_autocast_enabled(x.device.type):
+            tensors = _autocast(tensors, x.device.type)
+        if not _path(x).kernels:
+            return self.reference(*tensors, *options)
+        return getattr(torch.ops.tritonshare, self.name)(*tensors, *options)[0]
+
+    def reference_backward(self, grad, tensors, options, needs, create_graph: bool = False) -> list[torch.Tensor | None]:
+        """Gradients by torch, through the reference; differentiable themselves where `create_graph`."""
+        with torch.enable_grad():
+            if not create_graph:
+                tensors = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
+            out = self.reference(*tensors, *options)
+            wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
+            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
+        return [next(grads) if n else None for n in needs]
+
+
+def _path(x: torch.Tensor) -> launch.Path:
+    if plan.override().path == "reference":
+        return launch.Path(False, "tritonshare.using(path='reference')")
+    return launch.path(x)
+
+
+def _autocast(tensors: Sequence[Any], device_type: str) -> list[Any]:
+    """What torch's autocast does to a convolution's or a matrix product's arguments."""
+    dtype = torch.get_autocast_dtype(device_type)
+    eligible = (torch.float32, torch.float16, torch.bfloat16)
+    return [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors]
+
+
+class _Function(torch.autograd.Function):
+    """The eager binding of every op."""
+
+    @staticmethod
+    def forward(ctx, op: Op, problem: Problem, raw: tuple[Any, ...], *tensors):
+        outs = problem.forward(*tensors)
+        ctx.op, ctx.problem, ctx.raw = op, problem, raw
+        kept = [o if k else None for o, k in zip(outs, problem.kept, strict=True)]
+        ctx.save_for_backward(*tensors, *kept)
+        return outs[0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        op = ctx.op
+        saved = ctx.saved_tensors
+        tensors, outs = saved[: op.tensors], saved[op.tensors :]
+        needs = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
+            grads = op.reference_backward(grad, tensors, op.canonical(tensors, *ctx.raw), needs, create_graph=True)
+        else:
+            grads = ctx.problem.backward(grad, tensors, outs, needs)
+        return None, None, None, *grads
+
+
+def _register(op: Op) -> None:
+    """Bind an op to torch.library: `<name>` returns the output and what is saved, `<name>_backward` the gradients."""
+    tensors = op.tensors
+    LIBRARY.define(f"{op.name}{op.schema} -> ({', '.join(['Tensor'] * op.outputs)})")
+    head = ", ".join(f"{'Tensor' if str(a.type) == 'Tensor' else 'Tensor?'} {a.name}" for a in op._parsed.arguments[:tensors])
+    options = op.schema.split(",", tensors)[tensors].rstrip(") ")
+    kept = ", ".join(f"Tensor? saved{i}" for i in range(op.outputs))
+    backward_name = f"{op.name}_backward"
+    LIBRARY.define(f"{backward_name}(Tensor grad, {head}, {kept},{options}, bool[] needs) -> Tensor[]")
+
+    def forward(*args):
+        problem = op._problem(args[:tensors], args[tensors:])
+        if problem is None:  # the caller is on the reference path: nothing but the output
+            out = op.reference(*args)
+            return (out, *[out.new_empty(0) for _ in range(op.outputs - 1)])
+        return problem.forward(*args[:tensors])
+
+    def fake(*args):
+        op.check(*args)
+        if not _path(args[0]).kernels:
+            out = op.reference(*args)
+            return (out, *[out.new_empty(0) for _ in range(op.outputs - 1)])
+        return op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors])
+
+    def split(args):
+        grad, args, needs = args[0], args[1:-1], args[-1]
+        return grad, args[:tensors], args[tensors : tensors + op.outputs], args[tensors + op.outputs :], needs
+
+    def backward(*args):
+        grad, inputs, outs, rest, needs = split(args)
+        problem = op._problem(inputs, rest)
+        if problem is None:
+            grads = op.reference_backward(grad, inputs, rest, needs)
+        else:
+            grads = problem.backward(grad, inputs, outs, needs)
+        return [g for g in grads if g is not None]
+
+    def backward_fake(*args):
+        _, inputs, _, rest, needs = split(args)
+        if not _path(inputs[0]).kernels:
+            return [torch.empty_like(t) for t, n in zip(inputs, needs, strict=True) if n]
+        grads = op.problem(inputs, rest).allocate_gradients(inputs, needs)
+        return [g for g in grads if g is not None]
+
+    def setup_context(ctx, inputs, output):
+        ctx.rest = inputs[tensors:]
+        x = inputs[0]
+        if _path(x).kernels:
+            keep = op.problem(inputs[:tensors], ctx.rest).kept
+        else:
+            keep = (False,) * op.outputs
+        ctx.save_for_backward(*inputs[:tensors], *[o if k else None for o, k in zip(output, keep, strict=True)])
+
+    def formula(ctx, grad, *_):
+        inputs, outs = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
+        needs = list(ctx.needs_input_grad[:tensors])
+        if torch.is_grad_enabled():
+            grads = op.reference_backward(grad, inputs, ctx.rest, needs, create_graph=True)
+        else:
+            given = iter(getattr(torch.ops.tritonshare, backward_name)(grad, *inputs, *outs, *ctx.rest, needs))
+            grads = [next(given) if n else None for n in needs]
+        return (*grads, *[None] * len(ctx.rest))
+
+    # Batched by torch's own rules for the reference, in both directions: the backward ignores what was not saved.
+
+    def vmapped(info, in_dims, *args):
+        out = torch.vmap(lambda *t: op.reference(*t, *args[tensors:]), tuple(in_dims[:tensors]))(*args[:tensors])
+        return (out, *[out.new_empty(0) for _ in range(op.outputs - 1)]), (0, *[None] * (op.outputs - 1))
+
+    def backward_vmapped(info, in_dims, *args):
+        grad, inputs, _, rest, needs = split(args)
+
+        def one(grad, *given):
+            wanted = [t for t, n in zip(given, needs, strict=True) if n]
+
+            def of_wanted(*wanted):
+                rest_of = iter(wanted)
+                return op.reference(*[next(rest_of) if n else t for t, n in zip(given, needs, strict=True)], *rest)
+
+            return list(torch.func.vjp(of_wanted, *wanted)[1](grad))
+
+        grads = torch.vmap(one, (in_dims[0], *in_dims[1 : 1 + tensors]))(grad, *inputs)
+        return grads, [0] * len(grads)
+
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(op.name, forward, key)
+        LIBRARY.impl(backward_name, backward, key)
+    torch.library.register_fake(f"tritonshare::{op.name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"tritonshare::{backward_name}", backward_fake, lib=LIBRARY)
+    torch.library.register_autograd(f"tritonshare::{op.name}", formula, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(f"tritonshare::{op.name}", vmapped, lib=LIBRARY)
+    torch.library.register_vmap(f"tritonshare::{backward_name}", backward_vmapped, lib=LIBRARY)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which way one call of an op went."""
+
+    op: str
+    shape: tuple[int, ...]
+    kernels: bool
+    reason: str
+    problem: Problem | None
+
+    def __str__(self) -> str:
+        way = "kernels" if self.kernels else "plain-torch reference"
+        lines = [f"{self.op} {list(self.shape)}: {way} ({self.reason})"]
+        if self.problem is not None:
+            lines += [f"  {name}: {p}" for name, p in self.problem.plans.items()]
+            lines += [f"  {note}" for note in getattr(self.problem, "notes", ())]
+        return "\n".join(lines)
+
+
+_explained: ContextVar[list[Explanation] | None] = ContextVar("tritonshare_explained", default=None)
+
+
+@contextmanager
+def explaining() -> Iterator[list[Explanation]]:
+    token = _explained.set([])
+    try:
+        yield _explained.get()
+    finally:
+        _explained.reset(token)
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Explanation]:
+    """Run `function` (one of tritonshare.functional, a module, a whole model) and tell, for every op of this library
+    that it calls, whether the kernels or the plain-torch reference computed it, why, and with which plans."""
+    with explaining() as notes:
+        function(*args, **kwargs)
+    return notes

@@ -1,0 +1,338 @@
+"""Train the two-block CNN on real images: data order, one epoch, held-out accuracy, checkpoint, closing table.
+
+Every draw of an epoch comes from a generator seeded by (seed, epoch) alone, the initial weights from the seed, and the
+step size from the epoch: a run resumed from a checkpoint carries on exactly where an unbroken one would be. On the CPU
+(same machine, versions and number of threads) it reaches the same bits.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from tritonshare import checkpoint, data
+from tritonshare.curves import draw_curves
+from tritonshare.nn import ConvActPool2d
+
+DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curves.png"
+
+HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
+ROTATION = 0.2  # radians; ROTATION, SCALING and SHIFT bound the distortion of a training image on either side
+SCALING = 0.1  # of the image's size
+SHIFT = 1 / 16  # of the image's size
+CHECK_STEPS = 20  # steps between two looks at the loss: each look waits for the device
+EVALUATION_BATCH = 1024
+
+
+class OptionError(ValueError):
+    """An option of the run cannot be honoured."""
+
+
+class TrainingError(RuntimeError):
+    """Training went wrong: the loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `tritonshare train` is asked to do. None stands for the default that depends on the data or the machine.
+
+    Raises:
+        OptionError: a number is out of range or a name unknown.
+    """
+
+    data: str = "digits"  # or "cifar10"
+    data_dir: Path | None = None  # folder of the CIFAR-10 binary files
+    epochs: int | None = None
+    batch_size: int = 64
+    lr: float = 0.001
+    seed: int = 0
+    device: str | None = None  # "cpu", "cuda" or "cuda:N"; None: CUDA if there is one
+    dtype: str = "float32"  # of the computation; weights and optimizer state stay float32
+    out: Path | None = None  # None: runs/<data>
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise OptionError(f"--epochs must be at least 1, not {self.epochs}")
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size must be at least 1, not {self.batch_size}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise OptionError(f"--lr must be a positive number, not {self.lr:g}")
+        if not 0 <= self.seed < 2**63:
+            raise OptionError(f"--seed must be in 0..2**63-1, not {self.seed}")
+        if self.dtype not in DTYPES:
+            raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype}")
+        if self.data not in DEFAULT_EPOCHS:
+            raise OptionError(f"--data must be one of {', '.join(DEFAULT_EPOCHS)}, not {self.data}")
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / self.data if self.out is None else Path(self.out)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch reached: mean losses (nats), accuracy in 0..1, and the seconds its training steps took."""
+
+    loss: float
+    held_out_loss: float
+    held_out_accuracy: float
+    seconds: float
+
+
+class TwoBlockCNN(torch.nn.Module):
+    """5x5 conv to 32 channels, ReLU, 2x2 max pool; 5x5 conv to 64, ReLU, 2x2 max pool; one dense layer.
+
+    Input [N, in_channels, image_size, image_size], output logits [N, num_classes]. Both convolutions keep the size of
+    their input and each block is one fused kernel. `image_size` is at least 4: the pools divide it by 4, rounding down.
+    """
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int) -> None:
+        super().__init__()
+        if image_size < 4:
+            raise ValueError(f"TwoBlockCNN: image_size must be at least 4, not {image_size}")
+        self.block1 = ConvActPool2d(in_channels, 32, 5, padding=2, activation="relu", pool="max", pool_size=2)
+        self.block2 = ConvActPool2d(32, 64, 5, padding=2, activation="relu", pool="max", pool_size=2)
+        self.head = torch.nn.Linear(64 * (image_size // 2 // 2) ** 2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block2(self.block1(x)).flatten(1))
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`, or CUDA if there is one and the CPU if not. Raises OptionError."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name} is unknown: use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name} is not supported: use cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise OptionError(f"--device {name} does not exist: torch sees {count} CUDA devices")
+    return device
+
+
+def epoch_draws(seed: int, epoch: int, count: int) -> tuple[Tensor, Tensor]:
+    """The order of the training images in one epoch, and the affine map of each: pure in (seed, epoch, count).
+
+    Returns int64 [count] and float32 [count, 2, 3]; the maps are those of `torch.nn.functional.affine_grid`.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = torch.from_numpy(generator.permutation(count))
+    angle = generator.uniform(-ROTATION, ROTATION, count)
+    scale = generator.uniform(1 - SCALING, 1 + SCALING, (count, 2))
+    shift = generator.uniform(-2 * SHIFT, 2 * SHIFT, (count, 2))  # affine_grid counts an image as 2 wide
+    rows = [[np.cos(angle) * scale[:, 0], -np.sin(angle), shift[:, 0]]]
+    rows += [[np.sin(angle), np.cos(angle) * scale[:, 1], shift[:, 1]]]
+    maps = np.stack([np.stack(row, axis=1) for row in rows], axis=1)
+    return order, torch.from_numpy(maps.astype(np.float32))
+
+
+def step_size(lr: float, epoch: int) -> float:
+    """The learning rate of epoch 0, 1, ...: it does not depend on how many are asked for, so a run can be extended."""
+    return lr * 0.5 ** (epoch // HALVING_EPOCHS)
+
+
+class Run:
+    """The state of a training run on one device: images, model, optimizer, loss scaler."""
+
+    def __init__(self, options: Options, images: data.ImageSet, device: torch.device) -> None:
+        self.options, self.device = options, device
+        # The images stay bytes and move once; each batch is cut and distorted on the device.
+        self.train_images = torch.from_numpy(images.train_images).to(device)
+        self.train_labels = torch.from_numpy(images.train_labels).to(device)
+        self.held_out_images = torch.from_numpy(images.held_out_images).to(device)
+        self.held_out_labels = torch.from_numpy(images.held_out_labels).to(device)
+        means, deviations = images.channel_statistics()
+        self.mean = torch.tensor(means, dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
+        self.deviation = torch.tensor(deviations, dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.model_config = {
+            "in_channels": images.channels,
+            "image_size": images.image_size,
+            "num_classes": images.num_classes,
+        }
+        # What a user needs to feed the model: (raw pixel - mean) / standard deviation, channel by channel.
+        self.model_metadata = self.model_config | {"data": images.name, "mean": means, "std": deviations}
+        with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
+            torch.manual_seed(options.seed)
+            model = TwoBlockCNN(**self.model_config)
+        self.model = model.to(device=device, memory_format=self.layout)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.dtype == "float16")
+        self.config = {"model": self.model_config, "data": options.data, "data_sha256": images.digest()}
+        self.config |= {key: getattr(options, key) for key in ("batch_size", "lr", "seed", "dtype")}
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Bytes [N, C, H, W] to the model's input: float32, centred and scaled, in the device's layout."""
+        return ((images.float() - self.mean) / self.deviation).contiguous(memory_format=self.layout)
+
+    def logits(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, DTYPES[self.options.dtype], enabled=self.options.dtype != "float32"):
+            return self.model(images)
+
+    def step(self, images: Tensor, labels: Tensor, maps: Tensor) -> Tensor:
+        """One Adam step on a batch; returns the mean loss, still on the device."""
+        grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+        inputs = F.grid_sample(self.prepare(images), grid, padding_mode="border", align_corners=False)
+        loss = F.cross_entropy(self.logits(inputs.contiguous(memory_format=self.layout)).float(), labels)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def train_epoch(self, epoch: int, bar: tqdm) -> float:
+        """All training images once, in the order of `epoch`; returns the mean loss. Raises TrainingError."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = step_size(self.options.lr, epoch)
+        count = len(self.train_labels)
+        order, maps = (draw.to(self.device) for draw in epoch_draws(self.options.seed, epoch, count))
+        batches = list(zip(order.split(self.options.batch_size), maps.split(self.options.batch_size), strict=True))
+        total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for number, (chosen, chosen_maps) in enumerate(batches, start=1):
+            loss = self.step(self.train_images[chosen], self.train_labels[chosen], chosen_maps)
+            total += loss * len(chosen)
+            seen += len(chosen)
+            if number % CHECK_STEPS == 0 or number == len(batches):
+                mean = total.item() / seen  # one bad step makes the sum bad for good, so none is missed
+                if not math.isfinite(mean):
+                    raise TrainingError(f"the loss became {mean} in epoch {epoch + 1}: try a smaller --lr")
+                bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+            bar.update(len(chosen))
+        return mean
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and accuracy (0..1) on the held-out images."""
+        loss, correct = 0.0, 0
+        parts = zip(
+            self.held_out_images.split(EVALUATION_BATCH), self.held_out_labels.split(EVALUATION_BATCH), strict=True
+        )
+        for images, labels in parts:
+            logits = self.logits(self.prepare(images)).float()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct += (logits.argmax(1) == labels).sum().item()
+        return loss / len(self.held_out_labels), correct / len(self.held_out_labels)
+
+    def save(self, history: list[Epoch]) -> None:
+        """Write the checkpoint, then the model alone; a crash in between is mended by resuming. Raises OSError."""
+        metadata = {"config": self.config, "scaler": self.scaler.state_dict(), "history": [asdict(e) for e in history]}
+        checkpoint.save(self.options.folder / CHECKPOINT, self.model, self.optimizer, metadata)
+        self.export()
+
+    def export(self) -> None:
+        content = checkpoint.tensors_to_bytes(self.model.state_dict(), self.model_metadata)
+        checkpoint.write_atomically(self.options.folder / MODEL, content)
+
+    def resume(self) -> list[Epoch]:
+        """Take up the checkpoint of the folder; returns the epochs already done. Raises CheckpointError."""
+        path = self.options.folder / CHECKPOINT
+        tensors, metadata = checkpoint.read(path)
+        saved = metadata.get("config", {})
+        for key, value in self.config.items():
+            if saved.get(key) != value:
+                if key in ("model", "data_sha256"):
+                    raise checkpoint.CheckpointError(f"{path} was made from other images or another model")
+                option = "--" + key.replace("_", "-")
+                raise checkpoint.CheckpointError(f"{path} was made with {option} {saved.get(key)}, not {value}")
+        checkpoint.restore(path, tensors, self.model, self.optimizer)
+        self.scaler.load_state_dict(metadata["scaler"])
+        return [Epoch(**epoch) for epoch in metadata["history"]]
+
+
+def train(options: Options) -> list[Epoch]:
+    """Train as `options` say, printing a line per epoch and a closing table; returns the epochs, resumed ones included.
+
+    The folder gets checkpoint.safetensors (everything a resumed run needs), model.safetensors (the weights, under the
+    keys of `TwoBlockCNN.state_dict()`) after every epoch, and curves.png at the end.
+
+    Raises:
+        OptionError, DataError, CheckpointError: before anything is written.
+        TrainingError: the loss is not finite; the files of the last complete epoch stay.
+        OSError: a file cannot be written.
+    """
+    began = time.perf_counter()
+    folder = options.folder
+    epochs = options.epochs or DEFAULT_EPOCHS[options.data]
+    check_folder(folder, options.resume)
+    device = choose_device(options.device)
+    run = Run(options, data.load(options.data, options.data_dir), device)
+    history = run.resume() if options.resume else []
+    if len(history) > epochs:
+        raise OptionError(f"{folder / CHECKPOINT} has {len(history)} epochs already, more than --epochs {epochs}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if history:
+        run.export()
+        print(f"resumed after epoch {len(history)} from {folder / CHECKPOINT}", flush=True)
+    for epoch in range(len(history), epochs):
+        history.append(one_epoch(run, epoch, epochs))
+        run.save(history)
+    checkpoint.write_atomically(folder / CURVES, draw_curves(history, title(run)))
+    print(closing_table(run, history, time.perf_counter() - began))
+    return history
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds another run, unless it is to be resumed. Raises OptionError."""
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--out {folder} is not a folder")
+    found = [name for name in (CHECKPOINT, MODEL, CURVES) if (folder / name).exists()]
+    if found and not resume:
+        raise OptionError(f"{folder} already holds {found[0]}: choose another --out, or continue it with --resume")
+    if resume and CHECKPOINT not in found:
+        raise checkpoint.CheckpointError(f"there is no {folder / CHECKPOINT} to resume from")
+
+
+def one_epoch(run: Run, epoch: int, epochs: int) -> Epoch:
+    """Train and evaluate epoch `epoch` (from 0) of `epochs` and print its line. Raises TrainingError."""
+    label, count = f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}", len(run.train_labels)
+    # disable=None: no bar where standard error is not a terminal.
+    with tqdm(total=count, desc=label, unit=" images", unit_scale=True, leave=False, disable=None) as bar:
+        start = time.perf_counter()
+        loss = run.train_epoch(epoch, bar)
+        seconds = time.perf_counter() - start
+        held_out_loss, accuracy = run.evaluate()
+    if not math.isfinite(held_out_loss):
+        raise TrainingError(f"the held-out loss became {held_out_loss} in epoch {epoch + 1}: try a smaller --lr")
+    measured = f"loss {loss:.4f}  held-out loss {held_out_loss:.4f}  accuracy {accuracy:7.2%}"
+    print(f"{label}  {measured}  {count / seconds:,.0f} images/s", flush=True)
+    return Epoch(loss, held_out_loss, accuracy, seconds)
+
+
+def title(run: Run) -> str:
+    return f"TwoBlockCNN on {run.options.data}, {run.options.dtype}, seed {run.options.seed}"
+
+
+def closing_table(run: Run, history: list[Epoch], seconds: float) -> str:
+    """The run in a dozen lines; `seconds` is the wall time of this call."""
+    best = max(range(len(history)), key=lambda i: history[i].held_out_accuracy)
+    rate = len(run.train_labels) * len(history) / sum(epoch.seconds for epoch in history)
+    shape = "x".join(str(size) for size in run.train_images.shape[1:])
+    rows = {
+        "data": f"{run.options.data}: {len(run.train_labels):,} training, {len(run.held_out_labels):,} held-out images "
+        f"of {shape}",
+        "epochs": f"{len(history)} (batch {run.options.batch_size}, Adam {run.options.lr:g}, seed {run.options.seed})",
+        "training loss": f"{history[-1].loss:.4f}",
+        "held-out accuracy": f"{history[-1].held_out_accuracy:.2%} "
+        f"(highest {history[best].held_out_accuracy:.2%} in epoch {best + 1})",
+        "speed": f"{rate:,.0f} images/s in training",
+        "time": f"{seconds:.1f} s",
+        "parameters": f"{sum(parameter.numel() for parameter in run.model.parameters()):,}",
+        "path": f"{run.device.type}, {run.options.dtype}",
+        "written to": f"{run.options.folder}: {MODEL}, {CHECKPOINT}, {CURVES}",
+    }
+    width = max(map(len, rows))
+    return "\n" + "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
