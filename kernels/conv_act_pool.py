@@ -416,4 +416,5 @@ def backward_weight(
         )
     if db_ptr is not None:
         db = tl.sum(acc_b, axis=1)
-        tl.store(db_ptr + partial + offs_k, db.to(db_ptr.dtype.element_ty), mask=k_ok & (red == 0))
+        first_red = red + tl.zeros([BLOCK_K], tl.int32) == 0  # one of the programs that have summed it writes it
+        tl.store(db_ptr + partial + offs_k, db.to(db_ptr.dtype.element_ty), mask=k_ok & first_red)

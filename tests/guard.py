@@ -53,7 +53,13 @@ class Guard:
     """One poisoned tensor and the buffer around it."""
 
     def __init__(
-        self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, *, offset: int = 0, device="cpu"
+        self,
+        size: Sequence[int],
+        stride: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        offset: int = 0,
+        device: torch.device | str = "cpu",
     ):
         """`offset`, in elements, moves the tensor off its 16-byte alignment."""
         span = 0 if 0 in size else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -74,7 +80,7 @@ class Guard:
         memory_format: torch.memory_format = torch.contiguous_format,
         *,
         offset: int = 0,
-        device="cpu",
+        device: torch.device | str = "cpu",
     ) -> Guard:
         stride = torch.empty(shape, device="meta").to(memory_format=memory_format).stride()
         return cls(tuple(shape), stride, dtype, offset=offset, device=device)

@@ -101,13 +101,13 @@ class StubDriver(DriverBase):
         )
 
     @classmethod
-    def is_active(cls) -> bool:
+    def is_active(cls) -> Any:
         return True
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         raise NotImplementedError("the stub builds no launcher in C")
 
-    def get_current_target(self) -> GPUTarget:
+    def get_current_target(self) -> Any:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
@@ -225,7 +225,7 @@ def stub_driver(arch: int = 90) -> Iterator[StubDriver]:
     loaded: list[CompiledKernel] = []
 
     def counting_run(self, *args, grid, warmup, **kwargs):
-        # A cache filled under another driver holds another target's kernels: every session starts with its own.
+        # A cache filled under another driver holds another target's kernels: every stub starts with its own.
         if self not in caches:
             caches[self] = self.device_caches
             self.device_caches = defaultdict(self.create_binder)
@@ -245,7 +245,7 @@ def stub_driver(arch: int = 90) -> Iterator[StubDriver]:
     finally:
         JITFunction.run, CompiledKernel._init_handles = run, init_handles
         knobs.compilation.listener = previous_listener
-        drivers.set_active(previous_driver)
+        drivers._active = previous_driver  # None where no driver was ever asked for
         for jit, cache in caches.items():
             jit.device_caches = cache
         for kernel in loaded:

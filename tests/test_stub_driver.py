@@ -128,7 +128,7 @@ def test_grid_that_does_not_fit_is_refused(gpu, x, grid):
         runner(x, x, 320, 2.0, 128)
 
 
-def test_sessions_leave_no_trace(x):
+def test_a_stub_leaves_no_trace(x):
     before = drivers._active, JITFunction.run, CompiledKernel._init_handles, scale_kernel.device_caches
     with stub_driver() as first:
         runner = launch(x, x)[(3, 1, 1)]
