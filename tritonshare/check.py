@@ -49,7 +49,9 @@ def tensor(name: str, *, optional: bool = False) -> Clause:
             return f"must be a dense tensor, but its layout is {value.layout}"
         return f"must be a tensor{' or None' if optional else ''}, but is {type(value).__name__}"
 
-    return Clause(name, problem, (lambda a: {name: [1.0]}, lambda a: {name: torch.ones(2, 2).to_sparse()}), ArgumentTypeError)
+    return Clause(
+        name, problem, (lambda a: {name: [1.0]}, lambda a: {name: torch.ones(2, 2).to_sparse()}), ArgumentTypeError
+    )
 
 
 def rank(name: str, axes: str, alternative: str = "") -> Clause:
@@ -96,7 +98,9 @@ def same_device(name: str, other: str) -> Clause:
     return Clause(name, problem, (lambda a: {name: a[name].to("meta")},))
 
 
-def integers(name: str, counts: Sequence[int], low: int, high: int | None = None, *, names: Sequence[str] = (), none=False):
+def integers(
+    name: str, counts: Sequence[int], low: int, high: int | None = None, *, names: Sequence[str] = (), none=False
+):
     """One integer, or a sequence of as many as `counts` allows, each in low .. high; or one of `names`; or None."""
     limit = f"at least {low}" if high is None else f"from {low} to {high}"
     others = "".join(f", {n!r}" for n in names) + (" or None" if none else "")

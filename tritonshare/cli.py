@@ -9,9 +9,10 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
+
+from tritonshare import __version__
 
 TRAIN_PACKAGES = ("sklearn", "tqdm", "matplotlib", "safetensors")
 
@@ -46,16 +47,9 @@ def top_parser() -> Parser:
         epilog=f"commands:\n{summaries}\n\n'tritonshare COMMAND --help' lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"tritonshare {installed_version()}")
+    parser.add_argument("--version", action="version", version=f"tritonshare {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=" or ".join(COMMANDS))
     return parser
-
-
-def installed_version() -> str:
-    try:
-        return version("tritonshare")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +59,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, metavar="N", help="passes over the images (default: 60 for digits, 20 for cifar10)")
     add("--batch-size", type=int, default=64, metavar="N", help="images per step (default: %(default)s)")
     add("--lr", type=float, default=0.001, help="Adam's learning rate, halved every 20 epochs (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of the weights and the order of images (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of weights, order and distortion (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     add(
         "--dtype",

@@ -1,4 +1,7 @@
-"""Images to train on: scikit-learn's handwritten digits, or CIFAR-10 in its binary form. Nothing here reads a pickle."""
+"""Images to train on: scikit-learn's handwritten digits, or CIFAR-10 in its binary form; their order and distortion.
+
+Nothing here reads a pickle.
+"""
 
 import hashlib
 import os
@@ -12,6 +15,11 @@ CIFAR10_TEST_FILE = "test_batch.bin"
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_SHAPE = (3, 32, 32)
 CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: one label, then the red, green and blue planes row by row
+
+# How far a training image is turned, stretched and moved at most, either way.
+ROTATION = 0.2  # radians
+STRETCH = 0.1  # of the image's size, along each axis by itself
+SHIFT = 1 / 16  # of the image's size
 
 
 class DataError(ValueError):
@@ -116,7 +124,7 @@ def _read_cifar10_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if raw.size == 0:
         raise DataError(f"{path} is empty")
     if raw.size % CIFAR10_RECORD:
-        raise DataError(f"{path} is truncated: {raw.size:,} bytes is no whole number of {CIFAR10_RECORD:,}-byte records")
+        raise DataError(f"{path} is truncated: its {raw.size:,} bytes are not a multiple of {CIFAR10_RECORD:,}")
     records = raw.reshape(-1, CIFAR10_RECORD)
     labels = records[:, 0].astype(np.int64)
     if labels.max() > 9:
@@ -136,3 +144,23 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> ImageSet:
             raise DataError("--data cifar10 needs --data-dir, the folder with the CIFAR-10 binary files")
         return load_cifar10(folder)
     raise DataError(f"there is no data set called {name!r}: choose digits or cifar10")
+
+
+def epoch_draws(seed: int, epoch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of `count` training images in one epoch, and the distortion of each: pure in (seed, epoch, count).
+
+    Returns:
+        A permutation, int64 [count], and affine maps from output to input positions, float32 [count, 2, 3], in the
+        coordinates of `torch.nn.functional.affine_grid` (an image reaches from -1 to 1). Row i belongs to the image
+        that comes i-th in the order.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(count)
+    angle = generator.uniform(-ROTATION, ROTATION, count)
+    stretch = generator.uniform(1 - STRETCH, 1 + STRETCH, (count, 2))
+    shift = generator.uniform(-2 * SHIFT, 2 * SHIFT, (count, 2))
+    maps = np.empty((count, 2, 3), dtype=np.float32)
+    maps[:, 0, 0], maps[:, 0, 1] = np.cos(angle) * stretch[:, 0], -np.sin(angle)
+    maps[:, 1, 0], maps[:, 1, 1] = np.sin(angle), np.cos(angle) * stretch[:, 1]
+    maps[:, :, 2] = shift
+    return order, maps

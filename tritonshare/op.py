@@ -11,6 +11,7 @@ backward, and wherever the kernels do not run (launch.path), the plain-torch ref
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +40,12 @@ class Case:
     tags: tuple[str, ...]
     tensors: tuple[tuple[int, ...] | None, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+# A law takes `run(tensors, grad=None, **options)`, which returns [output, gradients of the tensors that are not None ...]
+# for an output gradient of `grad` everywhere (None: a fixed function of the place), and a case's tensors and options. It
+# returns pairs of tensors that must be equal, or None where it does not apply.
+Law = Callable[[Callable[..., list[torch.Tensor]], Sequence[Any], Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class Op:
     reference: the op in plain differentiable torch, on canonical arguments.
     cases: named geometries, for tests, compilation and benchmarks.
     precision: torch's switch for products of fp32: "tf32" or "ieee".
+    draw: a random small case, for property tests.
+    laws: identities that hold bit for bit on integer-valued tensors.
     """
 
     name: str
@@ -102,6 +111,8 @@ class Op:
     reference: Callable[..., torch.Tensor]
     cases: Sequence[Case]
     precision: Callable[[], str]
+    draw: Callable[[random.Random], Case]
+    laws: Mapping[str, Law]
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -177,15 +188,18 @@ class Op:
             return self.reference(*tensors, *options)
         return getattr(torch.ops.tritonshare, self.name)(*tensors, *options)[0]
 
-    def reference_backward(self, grad, tensors, options, needs, create_graph: bool = False) -> list[torch.Tensor | None]:
-        """Gradients by torch, through the reference; differentiable themselves where `create_graph`."""
-        with torch.enable_grad():
-            if not create_graph:
-                tensors = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
-            out = self.reference(*tensors, *options)
-            wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
-            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
-        return [next(grads) if n else None for n in needs]
+
+def gradients_by_reference(
+    reference, grad, tensors, options, needs, create_graph: bool = False
+) -> list[torch.Tensor | None]:
+    """An op's gradients by torch, through its reference; differentiable themselves where `create_graph`."""
+    with torch.enable_grad():
+        if not create_graph:
+            tensors = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
+        out = reference(*tensors, *options)
+        wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
+        grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
+    return [next(grads) if n else None for n in needs]
 
 
 def _path(x: torch.Tensor) -> launch.Path:
@@ -219,7 +233,9 @@ class _Function(torch.autograd.Function):
         tensors, outs = saved[: op.tensors], saved[op.tensors :]
         needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
-            grads = op.reference_backward(grad, tensors, op.canonical(tensors, *ctx.raw), needs, create_graph=True)
+            grads = gradients_by_reference(
+                op.reference, grad, tensors, op.canonical(tensors, *ctx.raw), needs, create_graph=True
+            )
         else:
             grads = ctx.problem.backward(grad, tensors, outs, needs)
         return None, None, None, *grads
@@ -229,7 +245,9 @@ def _register(op: Op) -> None:
     """Bind an op to torch.library: `<name>` returns the output and what is saved, `<name>_backward` the gradients."""
     tensors = op.tensors
     LIBRARY.define(f"{op.name}{op.schema} -> ({', '.join(['Tensor'] * op.outputs)})")
-    head = ", ".join(f"{'Tensor' if str(a.type) == 'Tensor' else 'Tensor?'} {a.name}" for a in op._parsed.arguments[:tensors])
+    head = ", ".join(
+        f"{'Tensor' if str(a.type) == 'Tensor' else 'Tensor?'} {a.name}" for a in op._parsed.arguments[:tensors]
+    )
     options = op.schema.split(",", tensors)[tensors].rstrip(") ")
     kept = ", ".join(f"Tensor? saved{i}" for i in range(op.outputs))
     backward_name = f"{op.name}_backward"
@@ -257,7 +275,7 @@ def _register(op: Op) -> None:
         grad, inputs, outs, rest, needs = split(args)
         problem = op._problem(inputs, rest)
         if problem is None:
-            grads = op.reference_backward(grad, inputs, rest, needs)
+            grads = gradients_by_reference(op.reference, grad, inputs, rest, needs)
         else:
             grads = problem.backward(grad, inputs, outs, needs)
         return [g for g in grads if g is not None]
@@ -282,7 +300,7 @@ def _register(op: Op) -> None:
         inputs, outs = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
         needs = list(ctx.needs_input_grad[:tensors])
         if torch.is_grad_enabled():
-            grads = op.reference_backward(grad, inputs, ctx.rest, needs, create_graph=True)
+            grads = gradients_by_reference(op.reference, grad, inputs, ctx.rest, needs, create_graph=True)
         else:
             given = iter(getattr(torch.ops.tritonshare, backward_name)(grad, *inputs, *outs, *ctx.rest, needs))
             grads = [next(given) if n else None for n in needs]

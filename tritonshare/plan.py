@@ -100,7 +100,9 @@ def override() -> Override:
 
 
 @contextmanager
-def using(*, plan: dict[str, int] | None = None, path: str | None = None, device: Device | None = None) -> Iterator[None]:
+def using(
+    *, plan: dict[str, int] | None = None, path: str | None = None, device: Device | None = None
+) -> Iterator[None]:
     """Within the block, override what the library would choose.
 
     plan: block sizes and launch options by name, such as {"BLOCK_M": 32, "num_stages": 3}; kernels that have no such

@@ -10,24 +10,20 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from tritonshare import checkpoint, data
-from tritonshare.curves import draw_curves
+from tritonshare import checkpoint, data, explain, report
 from tritonshare.nn import ConvActPool2d
+from tritonshare.report import Epoch
 
 DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curves.png"
 
 HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
-ROTATION = 0.2  # radians; ROTATION, SCALING and SHIFT bound the distortion of a training image on either side
-SCALING = 0.1  # of the image's size
-SHIFT = 1 / 16  # of the image's size
 CHECK_STEPS = 20  # steps between two looks at the loss: each look waits for the device
 EVALUATION_BATCH = 1024
 
@@ -78,16 +74,6 @@ class Options:
         return Path("runs") / self.data if self.out is None else Path(self.out)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch reached: mean losses (nats), accuracy in 0..1, and the seconds its training steps took."""
-
-    loss: float
-    held_out_loss: float
-    held_out_accuracy: float
-    seconds: float
-
-
 class TwoBlockCNN(torch.nn.Module):
     """5x5 conv to 32 channels, ReLU, 2x2 max pool; 5x5 conv to 64, ReLU, 2x2 max pool; one dense layer.
 
@@ -122,22 +108,6 @@ def choose_device(name: str | None) -> torch.device:
         if (device.index or 0) >= count:
             raise OptionError(f"--device {name} does not exist: torch sees {count} CUDA devices")
     return device
-
-
-def epoch_draws(seed: int, epoch: int, count: int) -> tuple[Tensor, Tensor]:
-    """The order of the training images in one epoch, and the affine map of each: pure in (seed, epoch, count).
-
-    Returns int64 [count] and float32 [count, 2, 3]; the maps are those of `torch.nn.functional.affine_grid`.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    order = torch.from_numpy(generator.permutation(count))
-    angle = generator.uniform(-ROTATION, ROTATION, count)
-    scale = generator.uniform(1 - SCALING, 1 + SCALING, (count, 2))
-    shift = generator.uniform(-2 * SHIFT, 2 * SHIFT, (count, 2))  # affine_grid counts an image as 2 wide
-    rows = [[np.cos(angle) * scale[:, 0], -np.sin(angle), shift[:, 0]]]
-    rows += [[np.sin(angle), np.cos(angle) * scale[:, 1], shift[:, 1]]]
-    maps = np.stack([np.stack(row, axis=1) for row in rows], axis=1)
-    return order, torch.from_numpy(maps.astype(np.float32))
 
 
 def step_size(lr: float, epoch: int) -> float:
@@ -199,7 +169,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = step_size(self.options.lr, epoch)
         count = len(self.train_labels)
-        order, maps = (draw.to(self.device) for draw in epoch_draws(self.options.seed, epoch, count))
+        draws = data.epoch_draws(self.options.seed, epoch, count)
+        order, maps = (torch.from_numpy(draw).to(self.device) for draw in draws)
         batches = list(zip(order.split(self.options.batch_size), maps.split(self.options.batch_size), strict=True))
         total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for number, (chosen, chosen_maps) in enumerate(batches, start=1):
@@ -226,6 +197,12 @@ class Run:
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += (logits.argmax(1) == labels).sum().item()
         return loss / len(self.held_out_labels), correct / len(self.held_out_labels)
+
+    def path(self) -> str:
+        """Which way the model's fused blocks go on this device, and why."""
+        notes = explain(self.logits, self.prepare(self.train_images[: self.options.batch_size]))
+        ways = {f"{'Triton kernels' if note.kernels else 'plain torch'}: {note.reason}" for note in notes}
+        return f"{self.device}, {self.options.dtype}, {'; '.join(sorted(ways))}"
 
     def save(self, history: list[Epoch]) -> None:
         """Write the checkpoint, then the model alone; a crash in between is mended by resuming. Raises OSError."""
@@ -280,9 +257,29 @@ def train(options: Options) -> list[Epoch]:
     for epoch in range(len(history), epochs):
         history.append(one_epoch(run, epoch, epochs))
         run.save(history)
-    checkpoint.write_atomically(folder / CURVES, draw_curves(history, title(run)))
-    print(closing_table(run, history, time.perf_counter() - began))
+    title = f"TwoBlockCNN on {options.data}, {options.dtype}, seed {options.seed}"
+    checkpoint.write_atomically(folder / CURVES, report.draw_curves(history, title))
+    print(f"\n{report.table(facts(run, history, time.perf_counter() - began))}")
     return history
+
+
+def facts(run: Run, history: list[Epoch], seconds: float) -> dict[str, str]:
+    """The rows of the closing table; `seconds` is the wall time of this call."""
+    options, count = run.options, len(run.train_labels)
+    best = max(history, key=lambda epoch: epoch.held_out_accuracy)
+    shape = "x".join(str(size) for size in run.train_images.shape[1:])
+    return {
+        "data": f"{options.data}: {count:,} training and {len(run.held_out_labels):,} held-out images of {shape}",
+        "epochs": f"{len(history)}, batch size {options.batch_size}, Adam with lr {options.lr:g}, seed {options.seed}",
+        "training loss": f"{history[-1].loss:.4f}",
+        "held-out accuracy": f"{history[-1].held_out_accuracy:.2%} (highest: {best.held_out_accuracy:.2%} in epoch "
+        f"{history.index(best) + 1})",
+        "training speed": f"{count * len(history) / sum(epoch.seconds for epoch in history):,.0f} images/s",
+        "time": f"{seconds:.1f} s",
+        "parameters": f"{sum(parameter.numel() for parameter in run.model.parameters()):,}",
+        "path": run.path(),
+        "written": f"{MODEL}, {CHECKPOINT} and {CURVES} in {options.folder}",
+    }
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -310,29 +307,3 @@ def one_epoch(run: Run, epoch: int, epochs: int) -> Epoch:
     measured = f"loss {loss:.4f}  held-out loss {held_out_loss:.4f}  accuracy {accuracy:7.2%}"
     print(f"{label}  {measured}  {count / seconds:,.0f} images/s", flush=True)
     return Epoch(loss, held_out_loss, accuracy, seconds)
-
-
-def title(run: Run) -> str:
-    return f"TwoBlockCNN on {run.options.data}, {run.options.dtype}, seed {run.options.seed}"
-
-
-def closing_table(run: Run, history: list[Epoch], seconds: float) -> str:
-    """The run in a dozen lines; `seconds` is the wall time of this call."""
-    best = max(range(len(history)), key=lambda i: history[i].held_out_accuracy)
-    rate = len(run.train_labels) * len(history) / sum(epoch.seconds for epoch in history)
-    shape = "x".join(str(size) for size in run.train_images.shape[1:])
-    rows = {
-        "data": f"{run.options.data}: {len(run.train_labels):,} training, {len(run.held_out_labels):,} held-out images "
-        f"of {shape}",
-        "epochs": f"{len(history)} (batch {run.options.batch_size}, Adam {run.options.lr:g}, seed {run.options.seed})",
-        "training loss": f"{history[-1].loss:.4f}",
-        "held-out accuracy": f"{history[-1].held_out_accuracy:.2%} "
-        f"(highest {history[best].held_out_accuracy:.2%} in epoch {best + 1})",
-        "speed": f"{rate:,.0f} images/s in training",
-        "time": f"{seconds:.1f} s",
-        "parameters": f"{sum(parameter.numel() for parameter in run.model.parameters()):,}",
-        "path": f"{run.device.type}, {run.options.dtype}",
-        "written to": f"{run.options.folder}: {MODEL}, {CHECKPOINT}, {CURVES}",
-    }
-    width = max(map(len, rows))
-    return "\n" + "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())

@@ -1,0 +1,60 @@
+"""Block sizes of conv2d_act_pool's kernels."""
+
+from __future__ import annotations
+
+from ...kernels.geometry import ConvActPool
+from ...plan import Device, Plan
+
+
+def power_of_two(n: int, low: int, high: int) -> int:
+    """The smallest power of two that holds n, within low .. high."""
+    return min(max(1 << (n - 1).bit_length(), low), high)
+
+
+def reduction_block(inner: int, outer: int, high: int) -> int:
+    """A block of a reduction over outer * inner elements: one that divides `inner` where that is not wasteful, since
+    then an index of `outer` serves a whole block; else one that holds it all, up to `high`."""
+    block = min(inner & -inner, high)
+    return block if block >= 16 else power_of_two(outer * inner, 16, high)
+
+
+class Ladder:
+    """Block sizes of each pass: of the geometry, the element size and the device, and never of the batch."""
+
+    def __init__(self, geo: ConvActPool, itemsize: int, ieee: bool, device: Device) -> None:
+        self.geo, self.itemsize, self.ieee, self.device = geo, itemsize, ieee, device
+        # products of IEEE fp32 run on the ordinary cores, from registers: smaller tiles, or they spill
+        self.side = 32 if ieee else 64
+        self.deep = 32 if itemsize == 4 else 64
+
+    def forward(self) -> Plan:
+        geo = self.geo
+        most = 1 if self.ieee else 4 if geo.monotone and geo.pool != "avg" else 2
+        positions = max(p for p in range(1, most + 1) if geo.WINDOW % p == 0)
+        k = power_of_two(geo.KG, 16, self.side)
+        m = self.side * (2 if k <= self.side // 2 and not self.ieee else 1)
+        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self.deep)
+        return self._staged(positions * m * red + red * k, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
+
+    def backward_input(self) -> Plan:
+        geo = self.geo
+        c = power_of_two(geo.CG, 16, self.side)
+        red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self.deep)
+        return self._staged(2 * self.side * red + red * c, BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red)
+
+    def backward_weight(self) -> Plan:
+        geo = self.geo
+        most = 1 if self.ieee else 4
+        positions = max(p for p in range(1, most + 1) if geo.WINDOW % p == 0)
+        k = power_of_two(geo.KG, 16, self.side)
+        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self.side)
+        m = self.deep
+        return self._staged(2 * k * m + positions * m * red, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
+
+    def _staged(self, elements: int, **blocks: int) -> Plan:
+        """As many stages as leave room for two programs on a processor; `elements` are those of one stage.
+
+        Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).
+        """
+        stages = max(1, min(4, self.device.shared // 2 // (elements * self.itemsize)))
+        return Plan.of(num_warps=4, num_stages=stages, **blocks)

@@ -1,0 +1,230 @@
+"""conv2d_act_pool on a device: allocation, plans and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch._prims_common import suggest_memory_format
+
+from ... import launch, plan
+from ...kernels.geometry import ConvActPool, ceil_div
+from ...op import Cost, gradients_by_reference
+from ...plan import Plan
+from .options import axes
+from .plans import Ladder
+from .reference import reference
+
+
+class ConvProblem:
+    """conv2d_act_pool with everything fixed but the batch."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        from ...kernels.activation import ACTIVATIONS as DEVICE_ACTIVATIONS
+
+        x, w, b = tensors
+        self.options = options
+        self.device, self.dtype = x.device, x.dtype
+        _, _, _, groups, activation, pool, *_, count_include_pad = options
+        h, width = axes(tensors, options)
+        self.activation = DEVICE_ACTIVATIONS[activation]
+        self.geo = ConvActPool(
+            C=int(x.shape[1]),
+            K=int(w.shape[0]),
+            groups=groups,
+            h=h,
+            w=width,
+            pool=pool,
+            count_include_pad=count_include_pad,
+            derivative_of=self.activation.derivative_of,
+            monotone=self.activation.monotone,
+            slope=self.activation.slope,
+            channels_last=suggest_memory_format(x) == torch.channels_last,
+            weight_channels_last=suggest_memory_format(w) == torch.channels_last,
+        )
+        # a mean over a smooth activation would need its derivative at every unpooled element
+        self.recomputes = self.geo.pool == "avg" and self.geo.derivative_of in ("output", "input")
+        self.kept = (self.geo.aux == "output", self.geo.has_code, self.geo.aux == "input")
+        self.overrides = dict(plan.override().plan)
+        self.facts = plan.override().device or plan.facts(self.device)
+
+    # Plans and launchers.
+
+    @cached_property
+    def precision(self) -> str:
+        return precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        ieee = self.dtype == torch.float32 and self.precision == "ieee"
+        return Ladder(self.geo, self.dtype.itemsize, ieee, self.facts)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        passes = ("forward", "backward_input", "backward_weight")
+        return {name: getattr(self.ladder, name)().changed(self.overrides) for name in passes}
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        if self.recomputes:
+            return ("backward: torch, from a recomputed map (a mean over this activation has no kernel for it)",)
+        return ()
+
+    @cached_property
+    def _code(self) -> ModuleType:
+        from ...kernels import conv_act_pool
+
+        return conv_act_pool
+
+    def _launcher(self, name: str, **constants: Any) -> launch.Launcher:
+        import triton.language as tl
+
+        type_of = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+        dot = type_of[self.dtype]
+        if launch.triton_state()[1] and self.dtype == torch.bfloat16:
+            dot = tl.float32  # the interpreter cannot compute with bf16
+        constants |= {"geo": self.geo, "DERIVATIVE": self.activation.derivative}
+        constants |= {"DOT_TYPE": dot, "PRECISION": self.precision}
+        return launch.Launcher(getattr(self._code, name), constants, self.plans[name], self.device)
+
+    @cached_property
+    def _forward(self) -> launch.Launcher:
+        return self._launcher("forward", ACT=self.activation.value)
+
+    @cached_property
+    def _backward_input(self) -> launch.Launcher:
+        return self._launcher("backward_input")
+
+    @cached_property
+    def _backward_weight(self) -> launch.Launcher:
+        return self._launcher("backward_weight")
+
+    @cached_property
+    def _sum_splits(self) -> launch.Launcher:
+        from ...kernels.reduce import sum_splits
+
+        sizes = {"W": self.geo.K * self.geo.RED, "B": self.geo.K}
+        return launch.Launcher(sum_splits, sizes, Plan.of(BLOCK=256, SPLITS_BLOCK=16), self.device)
+
+    # The way of the tensors.
+
+    def _empty(
+        self, batch: int, *sizes: int, dtype: torch.dtype | None = None, like_weight: bool = False
+    ) -> torch.Tensor:
+        last = self.geo.weight_channels_last if like_weight else self.geo.channels_last
+        return torch.empty(
+            (batch, *sizes), dtype=dtype or self.dtype, device=self.device, memory_format=memory_format(last)
+        )
+
+    def _dense(self, t: torch.Tensor, like_weight: bool = False) -> torch.Tensor:
+        """t in the layout that the geometry states; a copy where it is not."""
+        last = self.geo.weight_channels_last if like_weight else self.geo.channels_last
+        return t.contiguous(memory_format=memory_format(last))
+
+    def allocate(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        geo, n = self.geo, x.shape[0]
+        sizes = (geo.K, geo.h.pooled, geo.w.pooled)
+        none = x.new_empty(0)
+        return (
+            self._empty(n, *sizes),
+            self._empty(n * geo.code_planes, *sizes, dtype=torch.uint8) if geo.has_code else none,
+            self._empty(n, *sizes) if geo.aux == "input" else none,
+        )
+
+    def forward(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y, code, aux = self.allocate(x, w, b)
+        geo, sizes = self.geo, self.plans["forward"]
+        n = x.shape[0]
+        if n:
+            k_blocks = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
+            grid = k_blocks * ceil_div(n * geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"])
+            self._forward(
+                grid, self._dense(x), self._dense(w, like_weight=True), None if b is None else b.contiguous(),
+                y, code if geo.has_code else None, aux if geo.aux == "input" else None, n,
+            )  # fmt: skip
+        return y, code, aux
+
+    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
+        x, w, b = tensors
+        return [
+            self._empty(*x.shape) if needs[0] else None,
+            self._empty(*w.shape, like_weight=True) if needs[1] else None,
+            torch.empty_like(b, memory_format=torch.contiguous_format) if needs[2] else None,
+        ]
+
+    def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
+        if self.recomputes:
+            return gradients_by_reference(reference, grad, tensors, self.options, needs)
+        x, w, _ = tensors
+        dx, dw, db = self.allocate_gradients(tensors, needs)
+        if x.shape[0] == 0:
+            for t in (dw, db):
+                if t is not None:
+                    t.zero_()
+            return [dx, dw, db]
+        y, code, z = outs
+        read = (
+            self._dense(grad),
+            code if self.geo.has_code else None,
+            {"output": y, "input": z, "": None}[self.geo.aux],
+        )
+        if dx is not None:
+            self._launch_backward_input(dx, read, self._dense(w, like_weight=True))
+        if dw is not None or db is not None:
+            self._launch_backward_weight(dw, db, read, self._dense(x))
+        return [dx, dw, db]
+
+    def _launch_backward_input(self, dx, read, w) -> None:
+        geo, sizes, n = self.geo, self.plans["backward_input"], dx.shape[0]
+        tiles = geo.groups * ceil_div(geo.CG, sizes["BLOCK_C"]) * geo.h.period * geo.w.period
+        grid = tiles * ceil_div(n * geo.h.cells * geo.w.cells, sizes["BLOCK_M"])
+        self._backward_input(grid, *read, w, dx, n)
+
+    def _launch_backward_weight(self, dw, db, read, x) -> None:
+        geo, sizes, n = self.geo, self.plans["backward_weight"], x.shape[0]
+        weights, biases = geo.K * geo.RED, geo.K
+        tiles = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
+        tiles *= ceil_div(geo.RED, sizes["BLOCK_RED"]) if dw is not None else 1
+        blocks = ceil_div(n * geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"])
+        splits = self.splits(tiles, blocks)
+        per_split = ceil_div(blocks, splits)
+        splits = ceil_div(blocks, per_split)
+        if splits == 1:
+            self._backward_weight(tiles, x, *read, dw, db, n, per_split)
+            return
+        partial = torch.empty(splits * (weights + biases), dtype=torch.float32, device=self.device)
+        dw_part = partial if dw is not None else None
+        db_part = partial[weights:] if db is not None else None
+        self._backward_weight(tiles * splits, x, *read, dw_part, db_part, n, per_split)
+        self._sum_splits(ceil_div(weights + biases, 256), partial, dw, db, splits)
+
+    def splits(self, tiles: int, blocks: int) -> int:
+        """Programs along the pixels in backward_weight: enough for two per processor, each of four blocks or more."""
+        return max(1, min(ceil_div(2 * self.facts.processors, tiles), blocks // 4))
+
+    def cost(self, batch: int) -> dict[str, Cost]:
+        geo, size = self.geo, self.dtype.itemsize
+        x, w = batch * geo.x_n, geo.K * geo.RED
+        y = batch * geo.y_n
+        code = y * geo.code_planes if geo.has_code else 0
+        aux = y * size if geo.aux else 0
+        flops = 2 * batch * geo.h.pooled * geo.w.pooled * geo.WINDOW * geo.K * geo.RED
+        dense_flops = 2 * batch * geo.h.conv * geo.w.conv * geo.K * geo.RED
+        written_aux = aux if geo.aux == "input" else 0
+        return {
+            "forward": Cost((x + w + geo.K + y) * size + code + written_aux, flops),
+            "backward_input": Cost((y + w + x) * size + code + aux, dense_flops),
+            "backward_weight": Cost((y + x + w + geo.K) * size + code + aux, flops),
+        }
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def precision() -> str:
+    """How convolutions multiply fp32, by torch's own switch (torch.backends.cudnn.conv.fp32_precision / allow_tf32)."""
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
