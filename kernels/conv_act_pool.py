@@ -397,15 +397,16 @@ def backward_weight(
             for t in tl.static_range(POSITIONS):
                 position = first + t
                 dz = route(dy, code, code_ptr, offs, ok, position, plane_stride, geo)
-                if geo.pool == "avg":
-                    if not (geo.h.windows_inside and geo.w.windows_inside):
-                        dz = tl.where(in_window(u, v, position, geo)[None, :], dz, 0.0)
-                    if db_ptr is not None:
-                        acc_b += dz
+                inside = row_ok
+                if not (geo.h.windows_inside and geo.w.windows_inside):
+                    # pooling's padding is no conv output: it has no gradient, and meets no input that could be NaN
+                    inside = row_ok & in_window(u, v, position, geo)
+                if geo.pool == "avg" and db_ptr is not None:
+                    acc_b += tl.where(inside[None, :], dz, 0.0)
                 if dw_ptr is not None:
                     dh = position // geo.w.window * geo.h.stride + r * geo.h.dilation
                     dw = position % geo.w.window * geo.w.stride + s * geo.w.dilation
-                    x = load_inputs(x_ptr, row, h0, w0, row_ok, dh, dw, c, column_ok, geo)
+                    x = load_inputs(x_ptr, row, h0, w0, inside, dh, dw, c, column_ok, geo)
                     acc = dot(dz, x, acc, DOT_TYPE, PRECISION)
 
     partial = tl.cast(split, tl.int64) * (geo.K * geo.RED + geo.K)

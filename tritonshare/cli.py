@@ -1,7 +1,7 @@
 """The command `tritonshare`: its options, its messages and its exit statuses.
 
 Exit status 0: done; 1: a failure on the way; 2: bad input, nothing was started; 130: interrupted. An error is one
-sentence on standard error. torch is imported by the command that needs it, never for --help.
+sentence on standard error.
 """
 
 import argparse
@@ -31,12 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments or arguments[0] not in COMMANDS:
-        top_parser().parse_args(arguments or ["--help"])
+        parser = top_parser()
+        parser.parse_args(arguments or ["--help"])
+        parser.error("the command comes first")
     name = arguments[0]
     add_arguments, run, summary = COMMANDS[name]
     parser = Parser(prog=f"tritonshare {name}", description=summary)
     add_arguments(parser)
-    return run(parser.parse_args(arguments[1:]))
+    args = parser.parse_args(arguments[1:])
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        return fail(name, 130, "interrupted")
 
 
 def top_parser() -> Parser:

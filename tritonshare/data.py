@@ -58,7 +58,7 @@ class ImageSet:
         means, deviations = [], []
         for channel in range(self.channels):
             parts = np.array_split(self.train_images[:, channel], 64)  # bincount copies its input to int64
-            count = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
+            count = np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
             mean = float((count * value).sum() / count.sum())
             variance = float((count * (value - mean) ** 2).sum() / count.sum())
             means.append(mean)
@@ -70,7 +70,7 @@ class ImageSet:
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.held_out_images, self.held_out_labels):
             digest.update(f"{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(memoryview(np.ascontiguousarray(array)))
         return digest.hexdigest()
 
 
@@ -82,9 +82,9 @@ def load_digits() -> ImageSet:
     """
     from sklearn.datasets import load_digits as shipped_digits
 
-    shipped = shipped_digits()
-    images = shipped.images.astype(np.uint8)[:, None]
-    labels = shipped.target.astype(np.int64)
+    pixels, labels = shipped_digits(return_X_y=True)
+    images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)
+    labels = labels.astype(np.int64)
     held_out = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
         held_out[np.flatnonzero(labels == digit)[::5]] = True

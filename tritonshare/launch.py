@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import plan as plans
 from .check import ArgumentError
 from .plan import Plan
 
@@ -37,18 +38,33 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def path(tensor: torch.Tensor) -> Path:
     """Whether an op on `tensor` takes the kernels or the plain-torch reference, and why."""
+    return path_of(tensor.device.type, tensor.dtype)
+
+
+def path_of(device: str, dtype: torch.dtype) -> Path:
+    forced = plans.override().path
+    if forced == "reference":
+        return Path(False, "tritonshare.using(path='reference')")
     importable, interpreted, state = triton_state()
     if not importable:
         return Path(False, state)
-    if tensor.dtype not in KERNEL_DTYPES:
-        return Path(False, f"the kernels do not compute in {tensor.dtype}")
-    if tensor.device.type == "cpu":
+    if dtype not in KERNEL_DTYPES:
+        return Path(False, f"the kernels do not compute in {dtype}")
+    if forced == "kernels":
+        return Path(True, "launches are recorded")
+    if device == "cpu":
         return Path(interpreted, state if interpreted else "CPU tensors take the plain-torch reference")
-    if tensor.device.type == "cuda":
+    if device == "cuda":
         if interpreted:
             return Path(False, "TRITON_INTERPRET=1 runs kernels on CPU tensors only")
         return Path(True, "CUDA tensors take the kernels")
-    return Path(False, f"{tensor.device.type} tensors take the plain-torch reference")
+    return Path(False, f"{device} tensors take the plain-torch reference")
+
+
+@torch._dynamo.assume_constant_result
+def traced_path_of(device: str, dtype: torch.dtype) -> bool:
+    """path_of while torch compiles: a constant of the compiled code."""
+    return path_of(device, dtype).kernels
 
 
 class Launch(NamedTuple):
@@ -64,11 +80,13 @@ _recorded: list[Launch] | None = None
 
 @contextmanager
 def record() -> Iterator[list[Launch]]:
-    """Within the block launches are recorded and not done, so that meta tensors can go the way of real ones."""
+    """Within the block launches are recorded and not done, and tensors of every device take the kernels, so that meta
+    tensors can go the way of real ones. A block of `using` goes around it, not inside."""
     global _recorded
     outer, _recorded = _recorded, []
     try:
-        yield _recorded
+        with plans.kernels_everywhere():
+            yield _recorded
     finally:
         _recorded = outer
 

@@ -33,7 +33,8 @@ CACHED_PROBLEMS = 4096
 class Case:
     """A named geometry of an op: `tensors` are shapes (None for an absent optional one), `options` raw arguments.
 
-    tags: "tiny" and "edge" cases are tested in the interpreter, "layer" cases are compiled and benchmarked.
+    tags: "tiny" and "edge" cases are tested in the interpreter, "tiny" and "laws" ones for the op's laws too; "layer"
+        cases are compiled and benchmarked.
     """
 
     name: str
@@ -80,6 +81,10 @@ class Problem(Protocol):
         ...
 
     kept: tuple[bool, ...]  # which of forward's tensors the backward reads
+
+    def saved_bytes(self, batch: int) -> int:
+        """Bytes that the forward keeps for the backward beyond arguments and output."""
+        ...
 
     def cost(self, batch: int) -> dict[str, Cost]:
         """By pass."""
@@ -140,11 +145,11 @@ class Op:
         if torch._C._are_functorch_transforms_active():
             return self._reference(args)
         x = tensors[0]
-        if isinstance(x, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
+        if torch._C._is_any_autocast_enabled() and _autocasts(x):
             tensors = _autocast(tensors, x.device.type)
         problem = self._problem(tensors, args[self.tensors :])
         if _explained.get() is not None:
-            _explained.get().append(Explanation(self.name, tuple(x.shape), *_path(x), problem))
+            _explained.get().append(Explanation(self.name, tuple(x.shape), *launch.path(tensors[0]), problem))
         if problem is None:
             return self._reference((*tensors, *args[self.tensors :]))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -164,7 +169,7 @@ class Op:
         except (AttributeError, RuntimeError, TypeError):  # not tensors, not dense, or lists among the options
             key = None
         self.check(*tensors, *raw)
-        problem = self.problem(tensors, self.canonical(tensors, *raw)) if _path(tensors[0]).kernels else None
+        problem = self.problem(tensors, self.canonical(tensors, *raw)) if launch.path(tensors[0]).kernels else None
         if key is not None:
             if len(self._problems) >= CACHED_PROBLEMS:
                 self._problems.clear()
@@ -182,18 +187,26 @@ class Op:
     def _traced(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> torch.Tensor:
         """The op while torch traces: the registered operator, or the reference, which the compiler then fuses."""
         x = tensors[0]
-        if torch.is_autocast_enabled(x.device.type):
+        if _autocasts(x):
             tensors = _autocast(tensors, x.device.type)
-        if not _path(x).kernels:
+        if not launch.traced_path_of(x.device.type, tensors[0].dtype):
             return self.reference(*tensors, *options)
         return getattr(torch.ops.tritonshare, self.name)(*tensors, *options)[0]
+
+
+def _autograd_keys():
+    """Autograd inside a registered operator's kernel, where the dispatcher has switched it off."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView", "AutogradFunctionality"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
 
 
 def gradients_by_reference(
     reference, grad, tensors, options, needs, create_graph: bool = False
 ) -> list[torch.Tensor | None]:
     """An op's gradients by torch, through its reference; differentiable themselves where `create_graph`."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _autograd_keys():
         if not create_graph:
             tensors = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
         out = reference(*tensors, *options)
@@ -202,10 +215,9 @@ def gradients_by_reference(
     return [next(grads) if n else None for n in needs]
 
 
-def _path(x: torch.Tensor) -> launch.Path:
-    if plan.override().path == "reference":
-        return launch.Path(False, "tritonshare.using(path='reference')")
-    return launch.path(x)
+def _autocasts(x: Any) -> bool:
+    device = x.device.type if isinstance(x, torch.Tensor) else ""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) if device else False
 
 
 def _autocast(tensors: Sequence[Any], device_type: str) -> list[Any]:
@@ -262,7 +274,7 @@ def _register(op: Op) -> None:
 
     def fake(*args):
         op.check(*args)
-        if not _path(args[0]).kernels:
+        if not launch.path(args[0]).kernels:
             out = op.reference(*args)
             return (out, *[out.new_empty(0) for _ in range(op.outputs - 1)])
         return op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors])
@@ -282,7 +294,7 @@ def _register(op: Op) -> None:
 
     def backward_fake(*args):
         _, inputs, _, rest, needs = split(args)
-        if not _path(inputs[0]).kernels:
+        if not launch.path(inputs[0]).kernels:
             return [torch.empty_like(t) for t, n in zip(inputs, needs, strict=True) if n]
         grads = op.problem(inputs, rest).allocate_gradients(inputs, needs)
         return [g for g in grads if g is not None]
@@ -290,7 +302,7 @@ def _register(op: Op) -> None:
     def setup_context(ctx, inputs, output):
         ctx.rest = inputs[tensors:]
         x = inputs[0]
-        if _path(x).kernels:
+        if launch.path(x).kernels:
             keep = op.problem(inputs[:tensors], ctx.rest).kept
         else:
             keep = (False,) * op.outputs

@@ -7,6 +7,8 @@ step size from the epoch: a run resumed from a checkpoint carries on exactly whe
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curv
 HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
 CHECK_STEPS = 20  # steps between two looks at the loss: each look waits for the device
 EVALUATION_BATCH = 1024
+SHARED_PIXELS = 2**15  # a batch with fewer positions than this (size squared, times images) stays on one CPU thread
 
 
 class OptionError(ValueError):
@@ -115,6 +118,23 @@ def step_size(lr: float, epoch: int) -> float:
     return lr * 0.5 ** (epoch // HALVING_EPOCHS)
 
 
+@contextmanager
+def threads_for(options: Options, images: data.ImageSet, device: torch.device) -> Iterator[None]:
+    """One CPU thread for batches too small to share, torch's own number for others; the old number afterwards.
+
+    A batch of digits takes about 5 ms on one thread. A second one saves half of that at best, and waiting for it costs
+    several times as much when another process holds its core. With one thread the number of cores is also no part of
+    the result.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and options.batch_size * images.image_size**2 < SHARED_PIXELS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Run:
     """The state of a training run on one device: images, model, optimizer, loss scaler."""
 
@@ -139,7 +159,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
             torch.manual_seed(options.seed)
             model = TwoBlockCNN(**self.model_config)
-        self.model = model.to(device=device, memory_format=self.layout)
+        self.model = model.to(device).to(memory_format=self.layout)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.dtype == "float16")
         self.config = {"model": self.model_config, "data": options.data, "data_sha256": images.digest()}
@@ -172,7 +192,7 @@ class Run:
         draws = data.epoch_draws(self.options.seed, epoch, count)
         order, maps = (torch.from_numpy(draw).to(self.device) for draw in draws)
         batches = list(zip(order.split(self.options.batch_size), maps.split(self.options.batch_size), strict=True))
-        total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        total, seen, mean = torch.zeros((), dtype=torch.float64, device=self.device), 0, math.nan
         for number, (chosen, chosen_maps) in enumerate(batches, start=1):
             loss = self.step(self.train_images[chosen], self.train_labels[chosen], chosen_maps)
             total += loss * len(chosen)
@@ -241,12 +261,18 @@ def train(options: Options) -> list[Epoch]:
         TrainingError: the loss is not finite; the files of the last complete epoch stay.
         OSError: a file cannot be written.
     """
-    began = time.perf_counter()
-    folder = options.folder
-    epochs = options.epochs or DEFAULT_EPOCHS[options.data]
-    check_folder(folder, options.resume)
+    check_folder(options.folder, options.resume)
     device = choose_device(options.device)
-    run = Run(options, data.load(options.data, options.data_dir), device)
+    images = data.load(options.data, options.data_dir)
+    with threads_for(options, images, device):
+        return train_on(images, options, device)
+
+
+def train_on(images: data.ImageSet, options: Options, device: torch.device) -> list[Epoch]:
+    """`train`, once the images are loaded and the device is chosen."""
+    began, folder = time.perf_counter(), options.folder
+    epochs = options.epochs or DEFAULT_EPOCHS[options.data]
+    run = Run(options, images, device)
     history = run.resume() if options.resume else []
     if len(history) > epochs:
         raise OptionError(f"{folder / CHECKPOINT} has {len(history)} epochs already, more than --epochs {epochs}")

@@ -19,22 +19,39 @@ def reduction_block(inner: int, outer: int, high: int) -> int:
 
 
 class Ladder:
-    """Block sizes of each pass: of the geometry, the element size and the device, and never of the batch."""
+    """Block sizes of each pass: of the geometry, the element size and the device, and never of the batch.
+
+    A reduction's block, and in backward_weight the pixels', are the same for every layout: layouts give the same bits.
+    """
 
     def __init__(self, geo: ConvActPool, itemsize: int, ieee: bool, device: Device) -> None:
         self.geo, self.itemsize, self.ieee, self.device = geo, itemsize, ieee, device
         # products of IEEE fp32 run on the ordinary cores, from registers: smaller tiles, or they spill
         self.side = 32 if ieee else 64
-        self.deep = 32 if itemsize == 4 else 64
+        # channels that fill no 16 bytes are loaded one by one, and an address in flight takes registers
+        self.gathers = geo.CG % 8 != 0
+        self.deep = 32 if itemsize == 4 or self.gathers else 64
 
     def forward(self) -> Plan:
         geo = self.geo
-        most = 1 if self.ieee else 4 if geo.monotone and geo.pool != "avg" else 2
-        positions = max(p for p in range(1, most + 1) if geo.WINDOW % p == 0)
         k = power_of_two(geo.KG, 16, self.side)
-        m = self.side * (2 if k <= self.side // 2 and not self.ieee else 1)
+        positions = max(p for p in (1, 2, 3, 4) if geo.WINDOW % p == 0 and self._fits(p, self.side * k))
+        m = self.side
+        if not self.gathers and self._fits(positions, 2 * m * k):
+            m *= 2
         red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self.deep)
         return self._staged(positions * m * red + red * k, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
+
+    def _fits(self, positions: int, tile: int) -> bool:
+        """Whether forward's fp32 tiles fit the registers: an accumulator per position, and what pooling carries."""
+        if self.ieee:
+            return positions * tile <= self.side * self.side
+        geo = self.geo
+        carried = {"max": 2, "avg": 1 + geo.has_code, "none": 0}[geo.pool] + (geo.aux == "input")
+        if positions < geo.WINDOW:  # carried from round to round
+            return (positions + carried) * tile <= 4 * 64 * 64
+        # carried only when the first accumulator is spent
+        return (positions - 1 + carried) * tile <= (4 if self.device.arch == "sm_80" else 5) * 64 * 64
 
     def backward_input(self) -> Plan:
         geo = self.geo

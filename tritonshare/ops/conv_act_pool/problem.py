@@ -205,6 +205,10 @@ class ConvProblem:
         """Programs along the pixels in backward_weight: enough for two per processor, each of four blocks or more."""
         return max(1, min(ceil_div(2 * self.facts.processors, tiles), blocks // 4))
 
+    def saved_bytes(self, batch: int) -> int:
+        y = batch * self.geo.y_n
+        return (y * self.geo.code_planes if self.kept[1] else 0) + (y * self.dtype.itemsize if self.kept[2] else 0)
+
     def cost(self, batch: int) -> dict[str, Cost]:
         geo, size = self.geo, self.dtype.itemsize
         x, w = batch * geo.x_n, geo.K * geo.RED

@@ -1,0 +1,51 @@
+# make train   train the two-block CNN on real handwritten digits
+# make test    every test that needs no GPU, lane by lane (see tests/conftest.py)
+#
+# Both set up what they need in .venv on the first run, with the versions of constraints.txt.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest -q -n auto
+# a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
+OLDEST := PYTHONPATH=.triton36
+
+.PHONY: train test lint reference interpreter codegen stub oldest clean
+
+train: .venv/ready
+	.venv/bin/tritonshare train
+
+test: lint reference stub codegen interpreter oldest
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+
+reference: .venv/ready
+	$(PYTEST) --lane reference
+
+interpreter: .venv/ready
+	TRITON_INTERPRET=1 $(PYTEST) --lane interpreter
+
+codegen: .venv/ready
+	$(PYTEST) --lane codegen
+
+stub: .venv/ready
+	$(PYTEST) --lane stub
+
+oldest: .venv/ready .triton36/ready
+	$(OLDEST) $(PYTEST) --lane stub
+	$(OLDEST) $(PYTEST) --lane codegen
+	$(OLDEST) TRITON_INTERPRET=1 $(PYTEST) --lane interpreter
+
+# torch first and by itself, so that what follows takes the build it found (a CPU build where one is offered)
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install -q -c constraints.txt torch
+	$(RUN) -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+.triton36/ready: .venv/ready
+	$(RUN) -m pip install -q --no-deps --upgrade --target .triton36 triton==3.6.0 'numpy<2.4'
+	touch $@
+
+clean:
+	rm -rf .venv .triton36 build *.egg-info .ruff_cache

@@ -1,0 +1,109 @@
+"""The launches of an op's call, without a GPU: meta tensors go the way of real ones, and launches are recorded.
+
+    call = record_call(op, case, torch.bfloat16, "sm_90")
+    for launch in call.launches:
+        code = inspect(launch.compile("sm_90"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import mangle_type
+
+import tritonshare.functional
+from bench.sass import compile_for
+from tritonshare import launch, plan
+from tritonshare.op import Case, Op, Problem, explaining
+from tritonshare.plan import Plan
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class RecordedLaunch:
+    """One launch of a kernel, as a GPU would have been given it."""
+
+    launcher: launch.Launcher
+    grid: int
+    args: tuple[Any, ...]  # of the run-time parameters, in the kernel's order
+
+    @property
+    def kernel(self) -> str:
+        return self.launcher.kernel.__name__
+
+    @property
+    def plan(self) -> Plan:
+        return self.launcher.plan
+
+    def compile(self, target: str) -> CompiledKernel:
+        """What Triton compiles for this launch on `target`."""
+        kernel, constants = self.launcher.kernel, dict(self.launcher.constants)
+        signature, aligned = {}, []
+        parameters = [p for p in kernel.params if p.name not in constants]
+        for parameter, value in zip(parameters, self.args, strict=True):
+            folds = isinstance(value, int) and not parameter.do_not_specialize
+            if value is None or (folds and value == 1):
+                constants[parameter.name] = value
+                continue
+            signature[parameter.name] = mangle_type(value)
+            if isinstance(value, torch.Tensor):
+                # a meta tensor has no address; storage begins at a multiple of 16
+                divisible = value.storage_offset() * value.element_size() % 16 == 0
+            else:
+                divisible = folds and value % 16 == 0
+            if divisible:
+                aligned.append(parameter.name)
+        return compile_for(
+            kernel,
+            signature,
+            constants,
+            target,
+            aligned=aligned,
+            num_warps=self.plan.num_warps,
+            num_stages=self.plan.num_stages,
+            enable_fp_fusion=True,
+        )
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """A call with gradients of all its tensors: forward and backward launches in order."""
+
+    problem: Problem
+    launches: tuple[RecordedLaunch, ...]
+
+
+def case_named(op: Op, name: str) -> Case:
+    return {case.name: case for case in op.cases}[name]
+
+
+def in_layout(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """The tensor in the layout that a user of channels_last gives an image, and weights, of four axes."""
+    # `to`, unlike `contiguous`, also gives a single channel the strides that tell the layout
+    last = channels_last and tensor.dim() == 4
+    return tensor.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def case_tensors(case: Case, dtype: torch.dtype, *, device: str, channels_last: bool = True) -> list[Any]:
+    """A case's tensors, all of which want a gradient; None where it leaves one out. Values are not set."""
+    empty = [None if s is None else torch.empty(s, dtype=dtype, device=device) for s in case.tensors]
+    return [None if t is None else in_layout(t, channels_last).requires_grad_() for t in empty]
+
+
+def call(op: Op, tensors: Sequence[Any], case: Case) -> torch.Tensor:
+    """The op's public function on `tensors`, with a case's options."""
+    return getattr(tritonshare.functional, op.name)(*tensors, **case.options)
+
+
+def record_call(op: Op, case: Case, dtype: torch.dtype, arch: str, *, channels_last: bool = True) -> RecordedCall:
+    """The launches of a case's call and of its gradients on a GPU of this arch."""
+    tensors = case_tensors(case, dtype, device="meta", channels_last=channels_last)
+    with plan.using(device=plan.DEVICES[arch]), launch.record() as launches, explaining() as explanations:
+        out = call(op, tensors, case)
+        torch.autograd.grad(out, [t for t in tensors if t is not None], torch.empty_like(out))
+    return RecordedCall(explanations[0].problem, tuple(RecordedLaunch(*entry) for entry in launches))

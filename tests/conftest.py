@@ -1,0 +1,54 @@
+"""Lanes: groups of tests that need a process of their own kind.
+
+    reference    CPU tensors, the plain-torch path
+    interpreter  CPU tensors, the kernels through Triton's interpreter; the process has TRITON_INTERPRET=1
+    codegen      the kernels compiled ahead of time for real chips, no driver
+    stub         real launches into a recording driver
+
+A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run.
+"""
+
+import os
+
+import pytest
+import torch
+
+LANES = ("reference", "interpreter", "codegen", "stub")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--lane", choices=LANES, help="run the tests of one lane")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)  # processes run side by side
+    for lane in LANES:
+        config.addinivalue_line("markers", f"{lane}: runs in the {lane} lane")
+    lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
+    if lane and (lane == "interpreter") != interpreted:
+        raise pytest.UsageError(f"--lane {lane} needs a process with{'' if not interpreted else 'out'} TRITON_INTERPRET=1")
+
+
+def pytest_collection_modifyitems(config, items):
+    lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
+    wanted = {lane} if lane else {"interpreter"} if interpreted else set(LANES) - {"interpreter"}
+    kept, others = [], []
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()} & set(LANES)
+        if not marks:
+            raise pytest.UsageError(f"{item.nodeid} names no lane")
+        (kept if marks & wanted else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = kept
+
+
+@pytest.fixture
+def fresh_problems():
+    """Ops forget their problems before and after, so that a test's own plans and devices stay its own."""
+    from tritonshare.op import REGISTRY
+
+    for op in REGISTRY.values():
+        op._problems.clear()
+    yield
+    for op in REGISTRY.values():
+        op._problems.clear()

@@ -1,0 +1,46 @@
+"""What the drivers share: the registry's ops and cases as pytest parameters, and a call's output and gradients."""
+
+import pytest
+import torch
+
+import tritonshare  # noqa: F401 (registers the ops)
+from tritonshare import functional, gate
+from tritonshare.op import REGISTRY
+
+OPS = tuple(REGISTRY.values())
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def cases(*tags):
+    """Every op's cases with one of the tags, as parameters (op, case)."""
+    return [
+        pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS for case in op.cases if {*tags} & {*case.tags}
+    ]
+
+
+def ops():
+    return [pytest.param(op, id=op.name) for op in OPS]
+
+
+def case_of(op, tag):
+    """The op's first case with a tag."""
+    return next(case for case in op.cases if tag in case.tags)
+
+
+def call(op, tensors, **options):
+    return getattr(functional, op.name)(*tensors, **options)
+
+
+def results(op, tensors, grad=None, family="integers", **options):
+    """[output, gradients of the tensors that are not None]; grad: one number everywhere, or None for gate's own."""
+    found = gate.run(
+        lambda *t: call(op, t, **options),
+        tensors,
+        lambda out: gate.make_gradient(out, family) if grad is None else torch.full_like(out, grad),
+    )
+    return list(found.values())
+
+
+def assert_same_bits(pairs):
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,184 @@
+"""Every op under torch's own machinery: opcheck, compile, export, functional transforms, autocast, double backward.
+Runs in two lanes: on the plain-torch path and on the kernels."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.ops import call, case_of, cases, ops, results
+from tritonshare import functional, gate, plan
+
+pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
+
+
+def compiled(op, case, **options):
+    torch._dynamo.reset()
+
+    def function(*tensors):
+        return getattr(functional, op.name)(*tensors, **case.options)
+
+    return torch.compile(function, fullgraph=True, **options)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_opcheck(op):
+    case = case_of(op, "tiny")
+    tensors = [t if t is None else t.requires_grad_() for t in gate.make_tensors(case, torch.float32)]
+    arguments = (*tensors, *op.canonical(tensors, *gate.raw_options(op, case.options)))
+    registered = getattr(torch.ops.tritonshare, op.name)
+    torch.library.opcheck(registered, arguments)
+    with torch.no_grad():
+        outs = registered(*arguments)
+    backward = getattr(torch.ops.tritonshare, f"{op.name}_backward")
+    detached = [t if t is None else t.detach() for t in tensors]
+    grad = gate.make_gradient(outs[0])
+    needs = [t is not None for t in tensors]
+    torch.library.opcheck(
+        backward,
+        (grad, *detached, *outs, *arguments[op.tensors :], needs),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("op", ops())
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_whole_with_the_same_results(op, backend):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    expected = results(op, tensors, family="random", **case.options)
+    found = gate.run(compiled(op, case, backend=backend), tensors, lambda out: gate.make_gradient(out))
+    for a, b in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_compiles_for_any_batch(op):
+    case = case_of(op, "tiny")
+    function = compiled(op, case, backend="aot_eager", dynamic=True)
+    for batch in (2, 3, 5):
+        x, *rest = gate.make_tensors(case, torch.float32)
+        x = x[:1].repeat(batch, *[1] * (x.dim() - 1))
+        torch.testing.assert_close(function(x, *rest), call(op, [x, *rest], **case.options))
+
+
+@pytest.mark.parametrize("op", ops())
+def test_exports(op):
+    case = case_of(op, "tiny")
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return getattr(functional, op.name)(*tensors, **case.options)
+
+    tensors = tuple(gate.make_tensors(case, torch.float32))
+    program = torch.export.export(Module(), tensors)
+    torch.testing.assert_close(program.module()(*tensors), call(op, tensors, **case.options))
+
+
+@pytest.mark.parametrize("op", ops())
+def test_bad_arguments_are_refused_while_compiling(op):
+    case = case_of(op, "tiny")
+    x, *rest = gate.make_tensors(case, torch.float32)
+    with pytest.raises(Exception, match="(?i)"):
+        compiled(op, case, backend="aot_eager")(x[..., :0], *rest)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_vmap_and_per_sample_gradients(op):
+    case = case_of(op, "tiny")
+    x, *rest = gate.make_tensors(case, torch.float32)
+    batched = torch.stack([x, 2 * x])
+    found = torch.vmap(lambda x: call(op, [x, *rest], **case.options))(batched)
+    torch.testing.assert_close(found, torch.stack([call(op, [t, *rest], **case.options) for t in batched]))
+
+    def loss(second, x):
+        return call(op, [x, second, *rest[1:]], **case.options).square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(rest[0], batched)
+    expected = []
+    for t in batched:
+        leaf = rest[0].clone().requires_grad_()
+        expected += torch.autograd.grad(loss(leaf, t), leaf)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_vmap_inside_compile(op):
+    case = case_of(op, "tiny")
+    x, *rest = gate.make_tensors(case, torch.float32)
+    torch._dynamo.reset()
+    function = torch.compile(
+        lambda batched: torch.vmap(lambda x: call(op, [x, *rest], **case.options))(batched), backend="aot_eager"
+    )
+    batched = torch.stack([x, 2 * x])
+    torch.testing.assert_close(function(batched), torch.stack([call(op, [t, *rest], **case.options) for t in batched]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", ops())
+def test_autocast_casts_as_torch_does(op, dtype):
+    case = case_of(op, "tiny")
+    tensors = [None if t is None else t.requires_grad_() for t in gate.make_tensors(case, torch.float32)]
+    with torch.autocast("cpu", dtype=dtype):
+        output = call(op, tensors, **case.options)
+    assert output.dtype == dtype
+    lower = [None if t is None else t.to(dtype) for t in tensors]
+    torch.testing.assert_close(output, call(op, lower, **case.options))
+    output.sum().backward()
+    assert all(t.grad.dtype == torch.float32 for t in tensors if t is not None)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_double_backward(op):
+    """A gradient penalty: the gradient of a gradient's norm, against torch's in fp64."""
+    case = case_of(op, "tiny")
+
+    def penalty(dtype):
+        tensors = [t if t is None else t.to(dtype).requires_grad_() for t in gate.make_tensors(case, torch.float32)]
+        output = call(op, tensors, **{**case.options, "activation": "tanh"})
+        leaves = [t for t in tensors if t is not None]
+        grads = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+
+    with plan.using(path="reference"):
+        expected = penalty(torch.float64)
+    for a, b in zip(penalty(torch.float32), expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_output_has_the_layout_of_the_input(op, case):
+    tensors = gate.make_tensors(case, torch.float32)
+    assert call(op, tensors, **case.options).is_contiguous()
+    moved = [t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t for t in tensors]
+    output = call(op, moved, **case.options)
+    assert output.dim() != 4 or output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_explain_tells_the_way(op):
+    import tritonshare
+
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    (note,) = tritonshare.explain(getattr(functional, op.name), *tensors, **case.options)
+    assert op.name in str(note)
+    assert note.kernels == ("BLOCK" in str(note))
+    with plan.using(path="reference"):
+        (note,) = tritonshare.explain(getattr(functional, op.name), *tensors, **case.options)
+    assert not note.kernels
+    assert "using(path='reference')" in str(note)
+
+
+def test_modules_copy_and_pickle_free_state(tmp_path):
+    from tritonshare.nn import ConvActPool2d
+
+    block = ConvActPool2d(3, 4, 3, activation="gelu", pool_size=3, pool_stride=2, pool_padding=1)
+    twin = copy.deepcopy(block)
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(block(x), twin(x))
+    plain = torch.nn.Conv2d(3, 4, 3)
+    plain.load_state_dict(block.state_dict())
+    twin.load_state_dict(plain.state_dict())
+    expected = torch.nn.functional.max_pool2d(torch.nn.functional.gelu(plain(x)), 3, 2, 1)
+    torch.testing.assert_close(twin(x), expected)

@@ -1,0 +1,201 @@
+"""Every op's kernels through Triton's interpreter: the numeric gate, memory, determinism, laws. Nothing here is
+particular to an op: cases, laws and random geometries come with its declaration."""
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies
+
+from tests.guard import Guard, poisoned_allocations
+from tests.ops import DTYPES, assert_same_bits, call, case_of, cases, ops, results
+from tests.sanitizer import Sanitizer
+from tritonshare import functional, gate, plan
+
+pytestmark = pytest.mark.interpreter
+
+SMALL_BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 16, "BLOCK_C": 16, "BLOCK_RED": 16}
+# Tiny cases meet every family and dtype; edge cases the ones that other tests here do not already bring them.
+DATA = {
+    "tiny": [*((torch.float32, family) for family in gate.FAMILIES), (torch.float16, "random"), (torch.bfloat16, "random")],
+    "edge": [(torch.float32, "ties"), (torch.float32, "nonfinite"), (torch.bfloat16, "random")],
+}
+GATED = [
+    pytest.param(*parameters.values, dtype, family, id=f"{parameters.id}-{str(dtype).removeprefix('torch.')}-{family}")
+    for tag, data in DATA.items()
+    for parameters in cases(tag)
+    for dtype, family in data
+]
+
+
+def passes_the_gate(op, case, tensors, family="random"):
+    """The gate, in shuffled program order, under the sanitizer, on poisoned memory, with inputs left as they were."""
+    before = [None if t is None else t.clone() for t in tensors]
+    with Sanitizer(order=7) as sanitizer, poisoned_allocations() as memory:
+        comparisons = gate.check(op, case, tensors, family)
+    memory.check()
+    assert [str(c) for c in comparisons if not c.passed] == []
+    assert sanitizer.accesses or 0 in case.tensors[0], "no kernel ran"
+    assert_same_bits((t, b) for t, b in zip(tensors, before, strict=True) if t is not None)
+
+
+@pytest.mark.parametrize(("op", "case", "dtype", "family"), GATED)
+def test_gate(op, case, dtype, family):
+    passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
+def test_gate_with_many_programs_on_every_axis(op, case, fresh_problems):
+    with plan.using(plan=SMALL_BLOCKS):
+        passes_the_gate(op, case, gate.make_tensors(case, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_gate_in_channels_last(op, case, dtype):
+    tensors = gate.make_tensors(case, dtype)
+    passes_the_gate(op, case, [to_channels_last(t) for t in tensors])
+
+
+@pytest.mark.parametrize("op", ops())
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@hypothesis.given(rng=strategies.randoms(use_true_random=False))
+def test_gate_on_drawn_geometries(op, rng):
+    case = op.draw(rng)
+    passes_the_gate(op, case, gate.make_tensors(case, torch.float32, seed=rng.randint(0, 99)))
+
+
+# Exact on integers: any order of programs, any layout, any batch around a sample.
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
+def test_integers_are_exact_in_any_program_order(op, case):
+    tensors = gate.make_tensors(case, torch.float32, family="integers")
+    found = []
+    for order in (None, "reverse"):
+        with Sanitizer(order=order):
+            found.append(results(op, tensors, **case.options))
+    assert_same_bits(zip(*found, strict=True))
+    with plan.using(path="reference"):
+        truth = results(op, [None if t is None else t.double() for t in tensors], **case.options)
+    if all((t == t.round()).all() for t in truth):  # no smooth function in between
+        assert_same_bits((a.double(), b) for a, b in zip(found[0], truth, strict=True))
+
+
+def to_channels_last(t):
+    return t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
+
+
+def strided(t):
+    """The same numbers, every second element of a larger tensor along the last axis."""
+    wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+def unaligned(t):
+    """The same numbers, dense, one element off the allocator's alignment."""
+    guard = Guard.empty(tuple(t.shape), t.dtype, offset=1)
+    guard.tensor.copy_(t)
+    return guard.tensor
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_layouts_give_the_same_bits(op, case):
+    tensors = gate.make_tensors(case, torch.float32, family="integers")
+    expected = results(op, tensors, **case.options)
+    for layout in (to_channels_last, strided, unaligned):
+        moved = [None if t is None else layout(t) for t in tensors]
+        assert_same_bits(zip(results(op, moved, **case.options), expected, strict=True))
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_a_sample_does_not_depend_on_its_batch(op, case):
+    x, *rest = gate.make_tensors(case, torch.float32, family="integers")
+    grad = torch.randint(-2, 3, call(op, [x, *rest], **case.options).shape).float()
+
+    def of(batch):
+        found = gate.run(lambda *t: call(op, t, **case.options), [x[batch], *rest], grad[batch])
+        return found["output"], found["grad[0]"]
+
+    everything = of(slice(None))
+    order = torch.arange(len(x)).flip(0)
+    assert_same_bits(zip(of(order), [t[order] for t in everything], strict=True))
+    for n in range(len(x)):
+        assert_same_bits(zip(of(slice(n, n + 1)), [t[n : n + 1] for t in everything], strict=True))
+
+
+LAWS = [
+    pytest.param(op, case, law, id=f"{op.name}-{case.name}-{name}")
+    for op, case in (p.values for p in cases("tiny", "laws"))
+    for name, law in op.laws.items()
+]
+
+
+@pytest.mark.parametrize(("op", "case", "law"), LAWS)
+def test_law(op, case, law):
+    def run(tensors, grad=None, **options):
+        return results(op, tensors, grad, **options)
+
+    assert_same_bits(law(run, gate.make_tensors(case, torch.float32, family="integers"), case.options) or ())
+
+
+# Promises on memory and gradients.
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
+def test_only_what_is_promised_is_saved(op, case):
+    """Beyond arguments and output: a byte per output element, and one tensor of its size where the declaration keeps
+    the pre-activation. Nothing of the unpooled map."""
+    tensors = [t if t is None else t.requires_grad_() for t in gate.make_tensors(case, torch.float16)]
+    problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
+    saved = {}
+
+    def pack(t):
+        saved[t.data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = call(op, tensors, **case.options)
+    known = {t.data_ptr() for t in (*tensors, output) if t is not None}
+    extra = sum(t.nbytes for address, t in saved.items() if address not in known)
+    assert extra == problem.saved_bytes(output.shape[0])
+    assert extra <= output.numel() * (1 + output.itemsize) or "window" in case.name
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_only_the_gradients_asked_for_are_computed(op, case):
+    tensors = gate.make_tensors(case, torch.float32)
+    present = [i for i, t in enumerate(tensors) if t is not None]
+    everything = results(op, tensors, family="random", **case.options)[1:]
+    for wanted in [[i] for i in present] + [present[1:]]:
+        leaves = [None if t is None else t.clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+        output = call(op, leaves, **case.options)
+        with poisoned_allocations() as memory:
+            output.backward(gate.make_gradient(output))
+        memory.check()
+        for i in present:
+            if i in wanted:
+                torch.testing.assert_close(leaves[i].grad, everything[present.index(i)], rtol=0, atol=0)
+            else:
+                assert leaves[i].grad is None
+
+
+@pytest.mark.parametrize("op", ops())
+def test_no_unasked_gradient_is_even_launched(op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    launches = {}
+    for wanted in range(len(tensors)):
+        leaves = [None if t is None else t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+        output = call(op, leaves, **case.options)
+        with Sanitizer() as sanitizer:
+            output.sum().backward()
+        launches[wanted] = sanitizer.launches
+    with Sanitizer() as sanitizer:
+        torch.no_grad()(lambda: getattr(functional, op.name)(*tensors, **case.options))()
+    assert sanitizer.launches == 1
+    everything = [t.clone().requires_grad_() for t in tensors if t is not None]
+    output = call(op, everything, **case.options)
+    with Sanitizer() as sanitizer:
+        output.sum().backward()
+    assert sanitizer.launches > max(launches.values())

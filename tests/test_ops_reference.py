@@ -1,0 +1,150 @@
+"""Every op on CPU tensors without kernels, and its contract: generated from the declaration."""
+
+import itertools
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.ops import call, case_of, cases, ops
+from tritonshare import functional, gate, launch
+from tritonshare.check import ArgumentError, ArgumentTypeError
+
+pytestmark = pytest.mark.reference
+
+
+def arguments(op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    return dict(zip(op.arguments, [*tensors, *gate.raw_options(op, case.options)], strict=True))
+
+
+BREAKS = [
+    pytest.param(p.values[0], clause, change, id=f"{p.id}-{number}-{clause.argument}-{way}")
+    for p in ops()
+    for number, clause in enumerate(p.values[0].contract)
+    for way, change in enumerate(clause.breaks)
+]
+
+
+@pytest.mark.parametrize(("op", "clause", "change"), BREAKS)
+def test_a_broken_clause_is_one_sentence(op, clause, change):
+    valid = arguments(op)
+    op.check(*valid.values())
+    broken = {**valid, **change(valid)}
+    with pytest.raises((ArgumentError, ArgumentTypeError)) as caught, launch.record() as launches:
+        getattr(functional, op.name)(**broken)
+    message = str(caught.value)
+    assert message.startswith(f"{op.name}: {clause.argument} ")
+    assert "\n" not in message
+    assert launches == []
+    assert isinstance(caught.value, RuntimeError)
+    assert isinstance(caught.value, (ValueError, TypeError))
+
+
+@pytest.mark.parametrize("op", ops())
+def test_every_argument_has_a_clause(op):
+    assert {clause.argument for clause in op.contract} == set(op.arguments)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_every_clause_can_be_broken(op):
+    assert all(clause.breaks for clause in op.contract)
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
+def test_the_function_is_the_reference(op, case):
+    tensors = gate.make_tensors(case, torch.float32)
+    expected = op.reference(*tensors, *op.canonical(tensors, *gate.raw_options(op, case.options)))
+    torch.testing.assert_close(call(op, tensors, **case.options), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_gradcheck(op, case):
+    shrunk = [None if s is None else tuple(min(n, 7) for n in s) for s in case.tensors]
+    if any(a != b for a, b in zip(shrunk, case.tensors, strict=True)):
+        return  # numerical differentiation of a large case takes minutes; a small one is in the list
+    tensors = [None if t is None else t.requires_grad_() for t in gate.make_tensors(case, torch.float64)]
+    assert torch.autograd.gradcheck(lambda *t: call(op, t, **case.options), tensors)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_canonical_options_are_left_as_they_are(op):
+    rng = random.Random(0)
+    for case in itertools.chain(op.cases, (op.draw(rng) for _ in range(100))):
+        tensors = [None if s is None else torch.empty(s, device="meta") for s in case.tensors]
+        once = op.canonical(tensors, *gate.raw_options(op, case.options))
+        assert op.canonical(tensors, *once) == once
+
+
+@pytest.mark.parametrize("op", ops())
+def test_output_sizes_are_the_references(op):
+    """What the kernels would allocate, on hundreds of drawn geometries, without computing anything."""
+    rng = random.Random(1)
+    for case in itertools.chain(op.cases, (op.draw(rng) for _ in range(400))):
+        tensors = [None if s is None else torch.empty(s, device="meta") for s in case.tensors]
+        options = op.canonical(tensors, *gate.raw_options(op, case.options))
+        allocated = op.problem(tensors, options).allocate(*tensors)[0]
+        assert allocated.shape == op.reference(*tensors, *options).shape, case
+
+
+@pytest.mark.parametrize("op", ops())
+def test_lists_are_taken_where_tuples_are(op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    lists = {k: [v, v] if isinstance(v, int) and k in ("padding", "stride") else v for k, v in case.options.items()}
+    torch.testing.assert_close(call(op, tensors, **lists), call(op, tensors, **case.options))
+
+
+def test_names_agree_between_reference_and_device_code():
+    from tritonshare.kernels.activation import ACTIVATIONS as device
+    from tritonshare.ops.conv_act_pool.reference import ACTIVATIONS as reference
+
+    assert list(device) == list(reference)
+
+
+def test_an_unbatched_input_gives_an_unbatched_output():
+    x, w = torch.randn(3, 8, 8), torch.randn(4, 3, 3, 3)
+    torch.testing.assert_close(functional.conv2d_act_pool(x, w), functional.conv2d_act_pool(x[None], w)[0])
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes_of_the_module(mode):
+    from tritonshare.nn import ConvActPool2d
+
+    block = ConvActPool2d(2, 3, 3, padding=(1, 2), padding_mode=mode)
+    plain = torch.nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode=mode)
+    plain.load_state_dict(block.state_dict())
+    x = torch.randn(2, 2, 8, 8)
+    torch.testing.assert_close(block(x), torch.nn.functional.max_pool2d(plain(x).relu(), 2))
+
+
+def test_works_without_triton():
+    """Import, forward and backward on CPU tensors where Triton cannot be imported."""
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, tritonshare\n"
+        "x = torch.randn(2, 3, 8, 8, requires_grad=True)\n"
+        "tritonshare.functional.conv2d_act_pool(x, torch.randn(4, 3, 3, 3)).sum().backward()\n"
+        "print(tritonshare.explain(tritonshare.nn.ConvActPool2d(3, 4, 3), x)[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "Triton cannot be imported" in done.stdout
+
+
+def test_import_touches_no_driver():
+    program = (
+        "from triton.runtime import driver\n"
+        "import torch, tritonshare, tritonshare.kernels.conv_act_pool\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert driver._active is None, 'a driver was made active'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_device_code_is_not_a_top_level_package():
+    program = "import sys; sys.path.insert(0, '.'); import kernels"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "installed as tritonshare.kernels" in done.stderr

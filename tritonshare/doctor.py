@@ -1,0 +1,97 @@
+"""`tritonshare doctor`: what is installed, which way each op goes and why, and whether the kernels are right here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+
+import torch
+
+from . import gate, launch
+from .op import REGISTRY
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument("--no-check", action="store_true", help="leave the self-check of the kernels out")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the report; 0 if every self-check passed, 1 if one failed, 2 for a device that is not there."""
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        print(f"tritonshare doctor: device {args.device!r} cannot be used: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    for name, value in versions().items():
+        print(f"{name:<12} {value}")
+    print(f"{'device':<12} {describe(device)}")
+    print(f"{'path':<12} {launch.path(torch.empty(1, device=device)).reason}")
+    print()
+    for op in REGISTRY.values():
+        for dtype in DTYPES:
+            way = launch.path(torch.empty(1, device=device, dtype=dtype))
+            print(f"{op.name}  {short(dtype):<9} {'kernels' if way.kernels else 'reference':<10} {way.reason}")
+    if args.no_check:
+        return 0
+    print()
+    return self_check(device)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("tritonshare", "torch", "triton", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def describe(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"{device.type} ({platform.processor() or platform.machine()}, {os.cpu_count()} processors)"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{device} {properties.name}, {properties.multi_processor_count} multiprocessors"
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def self_check(device: torch.device) -> int:
+    """Check the kernels on a GPU, or, without one, in Triton's interpreter: that needs a process of its own."""
+    importable, interpreted, state = launch.triton_state()
+    if not importable:
+        print(f"self-check: left out, {state}")
+        return 0
+    if device.type == "cuda" or interpreted:
+        return check_kernels(device)
+    command = [sys.executable, "-c", "from tritonshare import doctor; raise SystemExit(doctor.check_kernels('cpu'))"]
+    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
+
+
+def check_kernels(device: torch.device | str) -> int:
+    """Every op's tiny cases through the numeric gate, forward and every gradient; a table, and 1 if one fails."""
+    where = "in Triton's interpreter" if launch.triton_state()[1] else f"on {device}"
+    print(f"self-check of the kernels {where}, against torch in fp64:", flush=True)
+    failed = 0
+    for op in REGISTRY.values():
+        for case in (case for case in op.cases if "tiny" in case.tags):
+            for dtype in DTYPES:
+                try:
+                    comparisons = gate.check(op, case, gate.make_tensors(case, dtype, device))
+                    problems = [str(c) for c in comparisons if not c.passed]
+                except Exception as error:  # a compiler or driver that fails is what a doctor is asked about
+                    problems = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
+                failed += bool(problems)
+                print(f"  {op.name}  {case.name:<12} {short(dtype):<9} {'; '.join(problems) or 'pass'}", flush=True)
+    print(f"{failed} failed" if failed else "all passed")
+    return 1 if failed else 0

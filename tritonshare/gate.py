@@ -1,0 +1,137 @@
+"""The numeric gate: the one criterion by which tests, benchmarks, tuning and `tritonshare doctor` accept a result.
+
+For the output and for each gradient,
+
+    |ours - truth| <= 2 * max |torch - truth| + 4 * eps * max |truth|
+
+where truth is the reference in fp64 on the same numbers, and torch is the reference in the same dtype on the same device.
+No tolerance is ever picked by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import functional
+from .op import Case, Op
+
+FAMILIES = ("random", "integers", "ties", "nonfinite", "extreme")
+Tensors = Sequence[torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    name: str
+    error: float  # the largest |ours - truth|
+    bound: float
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+    def __str__(self) -> str:
+        return f"{self.name}: error {self.error:.3g}, bound {self.bound:.3g}{' -- ' + self.problem if self.problem else ''}"
+
+
+def compare(name: str, ours: torch.Tensor, truth: torch.Tensor, yardstick: torch.Tensor) -> Comparison:
+    """`ours` against the gate. Of an output, infinities and NaN must be truth's; where only the yardstick overflowed,
+    ours may. Of a gradient, places where truth is not finite are passed over: 0 * inf depends on what is skipped."""
+    if ours.shape != truth.shape:
+        return Comparison(name, 0.0, 0.0, f"has shape {list(ours.shape)}, expected {list(truth.shape)}")
+    eps = torch.finfo(ours.dtype).eps
+    ours, truth, yardstick = (t.detach().to("cpu", torch.float64) for t in (ours, truth, yardstick))
+    overflowed = truth.isfinite() & ~yardstick.isfinite() & ~ours.isfinite()
+    finite = truth.isfinite() & ~overflowed
+    known = finite & yardstick.isfinite()
+    scale = truth[finite].abs().max().item() if finite.any() else 0.0
+    allowed = (yardstick - truth)[known].abs().max().item() if known.any() else 0.0
+    bound = 2 * allowed + 4 * eps * scale
+    error = (ours - truth)[finite].abs()
+    worst = error.max().item() if error.numel() else 0.0
+    if not worst <= bound:  # NaN too
+        return Comparison(name, worst, bound, f"is outside the bound at {int((~(error <= bound)).sum())} elements")
+    if not name.startswith("grad"):
+        same = torch.where(truth.isnan(), ours.isnan(), ours == truth) | truth.isfinite()
+        if not same.all():
+            return Comparison(name, worst, bound, f"differs from truth's NaN or inf at {int((~same).sum())} elements")
+    return Comparison(name, worst, bound)
+
+
+def raw_options(op: Op, options: Mapping[str, Any]) -> list[Any]:
+    """A case's options in the schema's order, with the public function's defaults."""
+    parameters = inspect.signature(getattr(functional, op.name)).parameters
+    return [options.get(name, parameters[name].default) for name in op.arguments[op.tensors :]]
+
+
+def make_tensors(
+    case: Case, dtype: torch.dtype, device: torch.device | str = "cpu", family: str = "random", seed: int = 0
+) -> list[torch.Tensor | None]:
+    """A case's tensors, contiguous, the same on every device.
+
+    Families: "random" is normal; "integers" are small enough that every sum is exact in any order; "ties" are so few
+    values that maxima tie and activations sit on their kinks; "nonfinite" has NaN and infinities in the first tensor;
+    "extreme" spreads the first tensor's magnitudes over many powers of two.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: list[torch.Tensor | None] = []
+    for position, shape in enumerate(case.tensors):
+        if shape is None:
+            tensors.append(None)
+            continue
+        if family == "integers":
+            t = torch.randint(-2, 3, shape, generator=generator).double()
+        elif family == "ties":
+            t = torch.randint(-1, 2, shape, generator=generator).double() * 0.5
+        else:
+            t = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if position == 0 and family == "extreme":
+            t *= 2.0 ** torch.randint(-12, 7, shape, generator=generator)
+        if position == 0 and family == "nonfinite" and t.numel():
+            places = torch.randperm(t.numel(), generator=generator)[: max(1, t.numel() // 24)]
+            t.view(-1)[places] = torch.tensor([float("nan"), float("inf"), -float("inf")]).repeat(len(places))[: len(places)].double()
+        tensors.append(t.to(dtype).to(device))
+    return tensors
+
+
+def make_gradient(output: torch.Tensor, family: str = "random", seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if family in ("integers", "ties"):
+        grad = torch.randint(-2, 3, output.shape, generator=generator).float()
+    else:
+        grad = torch.randn(output.shape, generator=generator)
+    return grad.to(output.dtype).to(output.device)
+
+
+def run(function: Callable[..., torch.Tensor], tensors: Tensors, grad: Callable | torch.Tensor) -> dict[str, torch.Tensor]:
+    """The output of function(*tensors) and the gradients of all tensors, by name."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    output = function(*leaves)
+    gradient = grad(output) if callable(grad) else grad.to(output)
+    wanted = [t for t in leaves if t is not None]
+    grads = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
+    names = [f"grad[{i}]" for i, t in enumerate(leaves) if t is not None]
+    return {"output": output.detach(), **dict(zip(names, grads, strict=True))}
+
+
+def check(op: Op, case: Case, tensors: Tensors, family: str = "random") -> list[Comparison]:
+    """The public function of `op` on `tensors`, forward and every gradient, through the gate."""
+    options = op.canonical(tensors, *raw_options(op, case.options))
+
+    def reference(*args: torch.Tensor | None) -> torch.Tensor:
+        return op.reference(*args, *options)
+
+    def ours(*args: torch.Tensor | None) -> torch.Tensor:
+        return getattr(functional, op.name)(*args, **case.options)
+
+    found = run(ours, tensors, lambda out: make_gradient(out, family))
+    grad = make_gradient(found["output"], family)
+    plain = [None if t is None else t.detach().contiguous() for t in tensors]
+    yardstick = run(reference, plain, grad)
+    truth = run(reference, [None if t is None else t.cpu().double() for t in plain], grad)
+    return [compare(name, found[name], truth[name], yardstick[name]) for name in found]
