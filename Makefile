@@ -4,6 +4,9 @@
 # Both set up what they need in .venv on the first run, with the versions of constraints.txt.
 
 PYTHON ?= python3
+# each run has a folder of its own; continue one with: make train OUT=runs/digits-... ARGS=--resume
+OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
+ARGS ?=
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest -q -n auto
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
@@ -12,7 +15,7 @@ OLDEST := PYTHONPATH=.triton36
 .PHONY: train test lint reference interpreter codegen stub oldest clean
 
 train: .venv/ready
-	.venv/bin/tritonshare train
+	.venv/bin/tritonshare train --out $(OUT) $(ARGS)
 
 test: lint reference stub codegen interpreter oldest
 

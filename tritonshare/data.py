@@ -70,7 +70,7 @@ class ImageSet:
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.held_out_images, self.held_out_labels):
             digest.update(f"{array.shape}".encode())
-            digest.update(memoryview(np.ascontiguousarray(array)))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

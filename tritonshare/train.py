@@ -159,7 +159,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
             torch.manual_seed(options.seed)
             model = TwoBlockCNN(**self.model_config)
-        self.model = model.to(device).to(memory_format=self.layout)
+        self.model = model.to(device).to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]  (no such stub)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.dtype == "float16")
         self.config = {"model": self.model_config, "data": options.data, "data_sha256": images.digest()}

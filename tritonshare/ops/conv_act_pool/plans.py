@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...kernels.geometry import ConvActPool
 from ...plan import Device, Plan
 
@@ -28,19 +30,25 @@ class Ladder:
         self.geo, self.itemsize, self.ieee, self.device = geo, itemsize, ieee, device
         # products of IEEE fp32 run on the ordinary cores, from registers: smaller tiles, or they spill
         self.side = 32 if ieee else 64
-        # channels that fill no 16 bytes are loaded one by one, and an address in flight takes registers
-        self.gathers = geo.CG % 8 != 0
-        self.deep = 32 if itemsize == 4 or self.gathers else 64
+        # Channels that do not fill 16 bytes are loaded one by one, and every load in flight holds registers.
+        few_channels = geo.CG % 8 != 0
+        self.deep = 32 if itemsize == 4 or few_channels else 64
+        self.scattered = few_channels or not geo.channels_last
+        self.most = 4 if geo.channels_last else 2
 
     def forward(self) -> Plan:
         geo = self.geo
         k = power_of_two(geo.KG, 16, self.side)
-        positions = max(p for p in (1, 2, 3, 4) if geo.WINDOW % p == 0 and self._fits(p, self.side * k))
         m = self.side
-        if not self.gathers and self._fits(positions, 2 * m * k):
+        positions = self._positions(lambda p: self._fits(p, m * k))
+        if not self.scattered and self._fits(positions, 2 * m * k):
             m *= 2
         red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self.deep)
         return self._staged(positions * m * red + red * k, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
+
+    def _positions(self, fits: Callable[[int], bool]) -> int:
+        """The most window positions at a time, of those that divide the window."""
+        return max(p for p in range(1, self.most + 1) if self.geo.WINDOW % p == 0 and (p == 1 or fits(p)))
 
     def _fits(self, positions: int, tile: int) -> bool:
         """Whether forward's fp32 tiles fit the registers: an accumulator per position, and what pooling carries."""
@@ -56,16 +64,17 @@ class Ladder:
     def backward_input(self) -> Plan:
         geo = self.geo
         c = power_of_two(geo.CG, 16, self.side)
+        m = self.side if geo.channels_last else 32
         red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self.deep)
-        return self._staged(2 * self.side * red + red * c, BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red)
+        return self._staged(2 * m * red + red * c, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=red)
 
     def backward_weight(self) -> Plan:
         geo = self.geo
-        most = 1 if self.ieee else 4
-        positions = max(p for p in range(1, most + 1) if geo.WINDOW % p == 0)
         k = power_of_two(geo.KG, 16, self.side)
-        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self.side)
-        m = self.deep
+        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, min(self.side, self.deep))
+        # the gradient, its code and the bias' sums stay in registers for all window positions: few pixels at a time
+        m = 32
+        positions = self._positions(lambda p: not self.ieee)
         return self._staged(2 * k * m + positions * m * red, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
 
     def _staged(self, elements: int, **blocks: int) -> Plan:
