@@ -44,7 +44,7 @@ class RecordedLaunch:
         """What Triton compiles for this launch on `target`."""
         kernel, constants = self.launcher.kernel, dict(self.launcher.constants)
         signature, aligned = {}, []
-        parameters = [p for p in kernel.params if p.name not in constants]
+        parameters = [p for p in kernel.params if p.name not in constants and not p.is_constexpr]
         for parameter, value in zip(parameters, self.args, strict=True):
             folds = isinstance(value, int) and not parameter.do_not_specialize
             if value is None or (folds and value == 1):

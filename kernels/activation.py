@@ -67,13 +67,15 @@ def sigmoid_derivative(y):
 
 @triton.jit
 def tanh(x):
-    # (1 - e) / (1 + e) with e = exp(-2|x|) loses the small arguments to cancellation: there, the odd Taylor series
+    # Written so that near saturation y is as exact as it can be: the derivative is 1 - y * y. For small arguments 1 - ...
+    # would cancel: there, the odd Taylor series.
     a = tl.abs(x)
     e = tl.exp(-2.0 * a)
-    large = (1.0 - e) / (1.0 + e)
+    large = 1.0 - 2.0 * e / (1.0 + e)
     s = x * x
-    small = a * (1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835)))))
-    y = tl.where(a < 0.25, small, large)
+    series = -17.0 / 315 + s * (62.0 / 2835 + s * (-1382.0 / 155925 + s * (21844.0 / 6081075)))
+    small = a + a * s * (-1.0 / 3 + s * (2.0 / 15 + s * series))
+    y = tl.where(a < 0.4, small, large)
     return tl.where(x < 0, -y, y)
 
 

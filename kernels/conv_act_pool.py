@@ -87,6 +87,61 @@ def conv_outputs(
     return accs
 
 
+@triton.constexpr_function
+def tap_at(axis, ahead, position):
+    """The filter tap through which window position `position` meets the input `ahead` rows from the window's origin;
+    -1 for none."""
+    reach = ahead - position * axis.stride
+    tap = reach // axis.dilation
+    return tap if reach % axis.dilation == 0 and 0 <= tap < axis.taps else -1
+
+
+@triton.jit
+def meet(
+    x, ws, acc, box: tl.constexpr, position: tl.constexpr, geo: tl.constexpr,
+    DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc, and the product of input box `box` with the weights through which `position` meets it, if it does."""
+    r: tl.constexpr = tap_at(geo.h, box // geo.w.reach, position // geo.w.window)
+    s: tl.constexpr = tap_at(geo.w, box % geo.w.reach, position % geo.w.window)
+    if r >= 0 and s >= 0:
+        tap: tl.constexpr = r * geo.w.taps + s
+        acc = dot(x, ws[tap], acc, DOT_TYPE, PRECISION)
+    return acc
+
+
+@triton.jit
+def conv_outputs_by_box(
+    x_ptr, w_ptr, row, h0, w0, row_ok, w_row, k_ok, geo: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_RED: tl.constexpr, POSITIONS: tl.constexpr,
+    DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """conv_outputs of the whole window, with each input loaded once: for a 3x3 filter under a 2x2 window, 16 boxes of
+    inputs and 9 of weights serve 36 products, where conv_outputs loads 36 and 9."""
+    taps: tl.constexpr = geo.h.taps * geo.w.taps
+    boxes: tl.constexpr = geo.h.reach * geo.w.reach
+    accs = ()
+    for _ in tl.static_range(POSITIONS):
+        accs = accs + (tl.zeros([BLOCK_M, BLOCK_K], tl.float32),)
+    for red in range(0, geo.CG, BLOCK_RED):
+        c = red + tl.arange(0, BLOCK_RED)
+        c_ok = c < geo.CG
+        ws = ()
+        for tap in tl.static_range(taps):
+            column = (tap // geo.w.taps) * geo.w_r + (tap % geo.w.taps) * geo.w_s + c * geo.w_c
+            w = tl.load(w_ptr + column[:, None] + w_row[None, :], mask=c_ok[:, None] & k_ok[None, :], other=0.0)
+            ws = ws + (w,)
+        for box in tl.static_range(boxes):
+            dh = tl.full([1], box // geo.w.reach, tl.int32)
+            dw = tl.full([1], box % geo.w.reach, tl.int32)
+            x = load_inputs(x_ptr, row, h0, w0, row_ok, dh, dw, c, c_ok, geo)
+            sums = ()
+            for t in tl.static_range(POSITIONS):
+                sums = sums + (meet(x, ws, accs[t], box, t, geo, DOT_TYPE, PRECISION),)
+            accs = sums
+    return accs
+
+
 @triton.jit
 def in_window(u, v, position, geo: tl.constexpr):
     """Whether window position `position` of pooled pixels (u, v) is a conv output, and not pooling's own padding."""
@@ -135,6 +190,7 @@ def forward(
     POSITIONS: tl.constexpr,
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
+    SHARE_INPUTS: tl.constexpr = 0,  # 1: conv_outputs_by_box, with POSITIONS the whole window
 ):
     k_blocks: tl.constexpr = (geo.KG + BLOCK_K - 1) // BLOCK_K
     pid = tl.program_id(0)
@@ -160,10 +216,16 @@ def forward(
         _, j = covered(v, geo.w, False)
         code += (i * geo.w.window + j)[:, None]
     for first in range(0, geo.WINDOW, POSITIONS):
-        accs = conv_outputs(
-            x_ptr, w_ptr, row, h0, w0, row_ok, offs_k * geo.w_k, k_ok, first, geo,
-            BLOCK_M, BLOCK_K, BLOCK_RED, POSITIONS, DOT_TYPE, PRECISION,
-        )  # fmt: skip
+        if SHARE_INPUTS:
+            accs = conv_outputs_by_box(
+                x_ptr, w_ptr, row, h0, w0, row_ok, offs_k * geo.w_k, k_ok, geo,
+                BLOCK_M, BLOCK_K, BLOCK_RED, POSITIONS, DOT_TYPE, PRECISION,
+            )  # fmt: skip
+        else:
+            accs = conv_outputs(
+                x_ptr, w_ptr, row, h0, w0, row_ok, offs_k * geo.w_k, k_ok, first, geo,
+                BLOCK_M, BLOCK_K, BLOCK_RED, POSITIONS, DOT_TYPE, PRECISION,
+            )  # fmt: skip
         for t in tl.static_range(POSITIONS):
             position = first + t
             z = accs[t] + bias

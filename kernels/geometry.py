@@ -55,10 +55,14 @@ class Axis:
         return self.pad + self.stride * self.pool_pad
 
     @cached_property
+    def reach(self) -> int:
+        """Inputs from the first to the last that one window reads."""
+        return (self.window - 1) * self.stride + (self.taps - 1) * self.dilation + 1
+
+    @cached_property
     def reads_inside(self) -> bool:
         """No tap of any window position of any pooled output falls outside the input."""
-        last = (self.pooled - 1) * self.period + (self.window - 1) * self.stride + (self.taps - 1) * self.dilation
-        return self.origin == 0 and self.pad == 0 and last < self.size
+        return self.origin == 0 and (self.pooled - 1) * self.period + self.reach <= self.size
 
     @cached_property
     def windows_inside(self) -> bool:

@@ -63,8 +63,8 @@ def path_of(device: str, dtype: torch.dtype) -> Path:
 
 @torch._dynamo.assume_constant_result
 def traced_path_of(device: str, dtype: torch.dtype) -> bool:
-    """path_of while torch compiles: a constant of the compiled code."""
-    return path_of(device, dtype).kernels
+    """Whether the kernels run, while torch compiles: a constant of the compiled code. Not under torch.func transforms."""
+    return path_of(device, dtype).kernels and not torch._C._are_functorch_transforms_active()
 
 
 class Launch(NamedTuple):

@@ -244,7 +244,8 @@ class _Function(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, outs = saved[: op.tensors], saved[op.tensors :]
         needs = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
+        # grad mode: create_graph, these gradients will be differentiated. A batch of gradients: is_grads_batched
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
             grads = gradients_by_reference(
                 op.reference, grad, tensors, op.canonical(tensors, *ctx.raw), needs, create_graph=True
             )
@@ -318,26 +319,13 @@ def _register(op: Op) -> None:
             grads = [next(given) if n else None for n in needs]
         return (*grads, *[None] * len(ctx.rest))
 
-    # Batched by torch's own rules for the reference, in both directions: the backward ignores what was not saved.
-
-    def vmapped(info, in_dims, *args):
-        out = torch.vmap(lambda *t: op.reference(*t, *args[tensors:]), tuple(in_dims[:tensors]))(*args[:tensors])
-        return (out, *[out.new_empty(0) for _ in range(op.outputs - 1)]), (0, *[None] * (op.outputs - 1))
-
-    def backward_vmapped(info, in_dims, *args):
-        grad, inputs, _, rest, needs = split(args)
-
-        def one(grad, *given):
-            wanted = [t for t, n in zip(given, needs, strict=True) if n]
-
-            def of_wanted(*wanted):
-                rest_of = iter(wanted)
-                return op.reference(*[next(rest_of) if n else t for t, n in zip(given, needs, strict=True)], *rest)
-
-            return list(torch.func.vjp(of_wanted, *wanted)[1](grad))
-
-        grads = torch.vmap(one, (in_dims[0], *in_dims[1 : 1 + tensors]))(grad, *inputs)
-        return grads, [0] * len(grads)
+    def one_by_one(info, in_dims, *args):
+        """vmap of the operator itself, as compiled code may hold it: a call for each element of the batch."""
+        calls = []
+        for i in range(info.batch_size):
+            one = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
+            calls.append(getattr(torch.ops.tritonshare, op.name)(*one))
+        return tuple(torch.stack(same) for same in zip(*calls, strict=True)), (0,) * op.outputs
 
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(op.name, forward, key)
@@ -345,8 +333,7 @@ def _register(op: Op) -> None:
     torch.library.register_fake(f"tritonshare::{op.name}", fake, lib=LIBRARY)
     torch.library.register_fake(f"tritonshare::{backward_name}", backward_fake, lib=LIBRARY)
     torch.library.register_autograd(f"tritonshare::{op.name}", formula, setup_context=setup_context, lib=LIBRARY)
-    torch.library.register_vmap(f"tritonshare::{op.name}", vmapped, lib=LIBRARY)
-    torch.library.register_vmap(f"tritonshare::{backward_name}", backward_vmapped, lib=LIBRARY)
+    torch.library.register_vmap(f"tritonshare::{op.name}", one_by_one, lib=LIBRARY)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ...kernels.geometry import ConvActPool
 from ...plan import Device, Plan
 
@@ -28,53 +26,48 @@ class Ladder:
 
     def __init__(self, geo: ConvActPool, itemsize: int, ieee: bool, device: Device) -> None:
         self.geo, self.itemsize, self.ieee, self.device = geo, itemsize, ieee, device
-        # products of IEEE fp32 run on the ordinary cores, from registers: smaller tiles, or they spill
-        self.side = 32 if ieee else 64
-        # Channels that do not fill 16 bytes are loaded one by one, and every load in flight holds registers.
-        few_channels = geo.CG % 8 != 0
-        self.deep = 32 if itemsize == 4 or few_channels else 64
-        self.scattered = few_channels or not geo.channels_last
-        self.most = 4 if geo.channels_last else 2
+        # Elements that are not neighbours in memory take an address each, and addresses take registers; products of
+        # IEEE fp32 run on the ordinary cores, from registers.
+        scattered = not geo.channels_last or geo.KG % 8 != 0
+        self.side = 32 if ieee or scattered else 64
+        self.most = 1 if ieee else 2 if scattered else 4
 
     def forward(self) -> Plan:
         geo = self.geo
         k = power_of_two(geo.KG, 16, self.side)
         m = self.side
-        positions = self._positions(lambda p: self._fits(p, m * k))
-        if not self.scattered and self._fits(positions, 2 * m * k):
+        positions = max(p for p in range(1, self.most + 1) if geo.WINDOW % p == 0 and (p == 1 or self._fits(p, m * k)))
+        if self.side == 64 and geo.CG % 8 == 0 and self._fits(positions, 2 * m * k):
             m *= 2
-        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self.deep)
+        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
         return self._staged(positions * m * red + red * k, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
 
-    def _positions(self, fits: Callable[[int], bool]) -> int:
-        """The most window positions at a time, of those that divide the window."""
-        return max(p for p in range(1, self.most + 1) if self.geo.WINDOW % p == 0 and (p == 1 or fits(p)))
+    def _deep(self, channels: int) -> int:
+        """How much of a reduction over channels is loaded at a time; those that do not fill 16 bytes are scattered."""
+        return 32 if self.itemsize == 4 or channels % 8 != 0 else 64
 
     def _fits(self, positions: int, tile: int) -> bool:
         """Whether forward's fp32 tiles fit the registers: an accumulator per position, and what pooling carries."""
-        if self.ieee:
-            return positions * tile <= self.side * self.side
         geo = self.geo
         carried = {"max": 2, "avg": 1 + geo.has_code, "none": 0}[geo.pool] + (geo.aux == "input")
         if positions < geo.WINDOW:  # carried from round to round
             return (positions + carried) * tile <= 4 * 64 * 64
-        # carried only when the first accumulator is spent
+        # carried only when the first accumulator is spent; Ampere's products take their operands from registers too
         return (positions - 1 + carried) * tile <= (4 if self.device.arch == "sm_80" else 5) * 64 * 64
 
     def backward_input(self) -> Plan:
         geo = self.geo
         c = power_of_two(geo.CG, 16, self.side)
-        m = self.side if geo.channels_last else 32
-        red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self.deep)
-        return self._staged(2 * m * red + red * c, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=red)
+        red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self._deep(geo.KG))
+        return self._staged(2 * self.side * red + red * c, BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red)
 
     def backward_weight(self) -> Plan:
         geo = self.geo
         k = power_of_two(geo.KG, 16, self.side)
-        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, min(self.side, self.deep))
+        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
         # the gradient, its code and the bias' sums stay in registers for all window positions: few pixels at a time
         m = 32
-        positions = self._positions(lambda p: not self.ieee)
+        positions = max(p for p in range(1, self.most + 1) if geo.WINDOW % p == 0)
         return self._staged(2 * k * m + positions * m * red, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
 
     def _staged(self, elements: int, **blocks: int) -> Plan:
