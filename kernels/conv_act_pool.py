@@ -300,6 +300,21 @@ def route(dy, code, code_ptr, offs, ok, position, plane_stride, geo: tl.constexp
     return dy
 
 
+@triton.jit
+def store_inputs(dx_ptr, acc, n, h_cell, w_cell, h_phase, w_phase, row_ok, offs_c, c_ok, group, geo: tl.constexpr):
+    """Write acc, [pixels, channels], to the input pixels of a phase of cells: input row h is row h_phase of cell h_cell
+    where h + origin = h_cell * period + h_phase."""
+    h = h_cell * geo.h.period + h_phase - geo.h.origin
+    w = w_cell * geo.w.period + w_phase - geo.w.origin
+    ok = row_ok & (h >= 0) & (h < geo.h.size) & (w >= 0) & (w < geo.w.size)
+    offs_x = tl.cast(n, tl.int64) * geo.x_n + (h * geo.x_h + w * geo.x_w + group * geo.CG * geo.x_c)
+    tl.store(
+        dx_ptr + offs_x[:, None] + (offs_c * geo.x_c)[None, :],
+        acc.to(dx_ptr.dtype.element_ty),
+        mask=ok[:, None] & c_ok[None, :],
+    )
+
+
 @triton.jit(do_not_specialize=["N"])
 def backward_input(
     dy_ptr,  # [N, K, U, V]
@@ -374,15 +389,7 @@ def backward_input(
         )  # fmt: skip
         acc = dot(dz, w, acc, DOT_TYPE, PRECISION)
 
-    h = h_cell * geo.h.period + h_phase - geo.h.origin
-    w = w_cell * geo.w.period + w_phase - geo.w.origin
-    ok = row_ok & (h >= 0) & (h < geo.h.size) & (w >= 0) & (w < geo.w.size)
-    offs_x = tl.cast(n, tl.int64) * geo.x_n + (h * geo.x_h + w * geo.x_w + group * geo.CG * geo.x_c)
-    tl.store(
-        dx_ptr + offs_x[:, None] + (offs_c * geo.x_c)[None, :],
-        acc.to(dx_ptr.dtype.element_ty),
-        mask=ok[:, None] & c_ok[None, :],
-    )
+    store_inputs(dx_ptr, acc, n, h_cell, w_cell, h_phase, w_phase, row_ok, offs_c, c_ok, group, geo)
 
 
 @triton.jit
@@ -404,6 +411,97 @@ def meets(phase, r, axis: tl.constexpr):
     ahead = (phase - r * axis.dilation + axis.shift * axis.period) // axis.stride
     p_ahead = ahead - axis.shift * axis.pool_stride
     return p_ahead, ahead // axis.pool_stride - axis.shift, ahead % axis.pool_stride
+
+
+@triton.constexpr_function
+def tap_into(axis, phase, behind, position):
+    """The filter tap through which rows `phase` of a cell meet window position `position` of the pooled output `behind`
+    cells before it; -1 for none."""
+    reach = phase + behind * axis.period - position * axis.stride
+    tap = reach // axis.dilation
+    return tap if reach % axis.dilation == 0 and 0 <= tap < axis.taps else -1
+
+
+@triton.jit
+def meet_cell(
+    dz, ws, acc, phase: tl.constexpr, behind: tl.constexpr, position: tl.constexpr, geo: tl.constexpr,
+    DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc, and the product of the gradients dz of a window position with the weights through which `phase` meets them."""
+    r: tl.constexpr = tap_into(geo.h, phase // geo.w.period, behind // geo.w.cells_met, position // geo.w.window)
+    s: tl.constexpr = tap_into(geo.w, phase % geo.w.period, behind % geo.w.cells_met, position % geo.w.window)
+    if r >= 0 and s >= 0:
+        tap: tl.constexpr = r * geo.w.taps + s
+        acc = dot(dz, ws[tap], acc, DOT_TYPE, PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["N"])
+def backward_input_by_cell(
+    dy_ptr,  # arguments as backward_input's
+    code_ptr,
+    aux_ptr,
+    w_ptr,
+    dx_ptr,
+    N,
+    geo: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_RED: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """backward_input for windows that neither overlap nor leave the map, all phases of a cell in one program, each in an
+    accumulator: for a 3x3 filter under a 2x2 window, 4 tiles of gradient and code and 9 of weights serve 36 products,
+    where backward_input loads 36 of each."""
+    c_blocks: tl.constexpr = (geo.CG + BLOCK_C - 1) // BLOCK_C
+    phases: tl.constexpr = geo.h.period * geo.w.period
+    cells_met: tl.constexpr = geo.h.cells_met * geo.w.cells_met
+    taps: tl.constexpr = geo.h.taps * geo.w.taps
+    positions: tl.constexpr = geo.WINDOW
+    pid = tl.program_id(0)
+    pid_c = pid % (geo.groups * c_blocks)
+    group = pid_c // c_blocks
+    offs_c = (pid_c % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_ok = offs_c < geo.CG
+    n, h_cell, w_cell = pixels(pid // (geo.groups * c_blocks), BLOCK_M, geo.h.cells, geo.w.cells)
+    row_ok = n < N
+    row = tl.cast(n, tl.int64) * geo.y_n + (h_cell * geo.y_u + w_cell * geo.y_v + group * geo.KG * geo.y_k)
+    plane_stride = tl.cast(N, tl.int64) * geo.y_n
+
+    accs = ()
+    for _ in tl.static_range(phases):
+        accs = accs + (tl.zeros([BLOCK_M, BLOCK_C], tl.float32),)
+    for red in range(0, geo.KG, BLOCK_RED):
+        k = red + tl.arange(0, BLOCK_RED)
+        k_ok = k < geo.KG
+        ws = ()
+        for tap in tl.static_range(taps):
+            row_w = (group * geo.KG + k) * geo.w_k + (tap // geo.w.taps) * geo.w_r + (tap % geo.w.taps) * geo.w_s
+            w = tl.load(
+                w_ptr + row_w[:, None] + (offs_c * geo.w_c)[None, :], mask=k_ok[:, None] & c_ok[None, :], other=0.0
+            )
+            ws = ws + (w,)
+        for behind in tl.static_range(cells_met):
+            u = h_cell - behind // geo.w.cells_met
+            v = w_cell - behind % geo.w.cells_met
+            ok = (row_ok & (u >= 0) & (u < geo.h.pooled) & (v >= 0) & (v < geo.w.pooled))[:, None] & k_ok[None, :]
+            back = behind // geo.w.cells_met * geo.y_u + behind % geo.w.cells_met * geo.y_v
+            offs = row[:, None] + (k * geo.y_k - back)[None, :]
+            weight = mean_weight(u, v, geo)[:, None] if geo.pool == "avg" else 1.0
+            dy, code = load_pooled(dy_ptr, code_ptr, aux_ptr, offs, ok, weight, geo, DERIVATIVE, DOT_TYPE)
+            for position in tl.static_range(positions):
+                dz = route(dy, code, code_ptr, offs, ok, position, plane_stride, geo)
+                sums = ()
+                for phase in tl.static_range(phases):
+                    sums = sums + (meet_cell(dz, ws, accs[phase], phase, behind, position, geo, DOT_TYPE, PRECISION),)
+                accs = sums
+
+    for phase in tl.static_range(phases):
+        h_phase = phase // geo.w.period
+        w_phase = phase % geo.w.period
+        store_inputs(dx_ptr, accs[phase], n, h_cell, w_cell, h_phase, w_phase, row_ok, offs_c, c_ok, group, geo)
 
 
 @triton.jit(do_not_specialize=["N", "blocks_per_split"])
@@ -481,3 +579,97 @@ def backward_weight(
         db = tl.sum(acc_b, axis=1)
         first_red = red + tl.zeros([BLOCK_K], tl.int32) == 0  # one of the programs that have summed it writes it
         tl.store(db_ptr + partial + offs_k, db.to(db_ptr.dtype.element_ty), mask=k_ok & first_red)
+
+
+@triton.jit
+def meet_weights(
+    dz, x, acc, tap: tl.constexpr, box: tl.constexpr, position: tl.constexpr, geo: tl.constexpr,
+    DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc of a filter tap, and the product of the gradients dz of a window position with the inputs x of a box, if that
+    tap is what joins them."""
+    r: tl.constexpr = tap_at(geo.h, box // geo.w.reach, position // geo.w.window)
+    s: tl.constexpr = tap_at(geo.w, box % geo.w.reach, position % geo.w.window)
+    if r == tap // geo.w.taps and s == tap % geo.w.taps:
+        acc = dot(dz, x, acc, DOT_TYPE, PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["N", "blocks_per_split"])
+def backward_weight_by_box(
+    x_ptr,  # arguments as backward_weight's
+    dy_ptr,
+    code_ptr,
+    aux_ptr,
+    dw_ptr,
+    db_ptr,
+    N,
+    blocks_per_split,
+    geo: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_RED: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """backward_weight for windows that stay inside the map, BLOCK_RED channels of all taps in one program, each tap in an
+    accumulator: for a 3x3 filter under a 2x2 window, 16 boxes of inputs serve 36 products, where backward_weight loads
+    36, and a tile of gradient and code for every 4."""
+    k_blocks: tl.constexpr = (geo.KG + BLOCK_K - 1) // BLOCK_K
+    c_blocks: tl.constexpr = (geo.CG + BLOCK_RED - 1) // BLOCK_RED if dw_ptr is not None else 1
+    taps: tl.constexpr = geo.h.taps * geo.w.taps
+    boxes: tl.constexpr = geo.h.reach * geo.w.reach if dw_ptr is not None else 0
+    positions: tl.constexpr = geo.WINDOW
+    pid = tl.program_id(0)
+    pid_c = pid % c_blocks
+    pid_k = pid // c_blocks % (geo.groups * k_blocks)
+    split = pid // (c_blocks * geo.groups * k_blocks)
+    group = pid_k // k_blocks
+    offs_k = (pid_k % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    k_ok = offs_k < geo.KG
+    offs_k += group * geo.KG
+    c = pid_c * BLOCK_RED + tl.arange(0, BLOCK_RED)
+    c_ok = c < geo.CG
+    plane_stride = tl.cast(N, tl.int64) * geo.y_n
+
+    accs = ()
+    for _ in tl.static_range(taps):
+        accs = accs + (tl.zeros([BLOCK_K, BLOCK_RED], tl.float32),)
+    acc_b = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
+    for block in range(split * blocks_per_split, (split + 1) * blocks_per_split):
+        n, u, v = pixels(block, BLOCK_M, geo.h.pooled, geo.w.pooled)
+        row_ok = n < N
+        row, h0, w0 = window_origin(n, u, v, group, geo)
+        offs = (tl.cast(n, tl.int64) * geo.y_n + u * geo.y_u + v * geo.y_v)[None, :] + (offs_k * geo.y_k)[:, None]
+        ok = row_ok[None, :] & k_ok[:, None]
+        weight = 1.0 / geo.WINDOW
+        dy, code = load_pooled(dy_ptr, code_ptr, aux_ptr, offs, ok, weight, geo, DERIVATIVE, DOT_TYPE)
+        dzs = ()
+        for position in tl.static_range(positions):
+            dz = route(dy, code, code_ptr, offs, ok, position, plane_stride, geo)
+            if db_ptr is not None:
+                acc_b += dz.to(tl.float32)
+            dzs = dzs + (dz.to(DOT_TYPE),)
+        for box in tl.static_range(boxes):
+            dh = tl.full([1], box // geo.w.reach, tl.int32)
+            dw = tl.full([1], box % geo.w.reach, tl.int32)
+            x = load_inputs(x_ptr, row, h0, w0, row_ok, dh, dw, c, c_ok, geo)
+            for position in tl.static_range(positions):
+                sums = ()
+                for tap in tl.static_range(taps):
+                    dz = dzs[position]
+                    sums = sums + (meet_weights(dz, x, accs[tap], tap, box, position, geo, DOT_TYPE, PRECISION),)
+                accs = sums
+
+    partial = tl.cast(split, tl.int64) * (geo.K * geo.RED + geo.K)
+    if dw_ptr is not None:
+        for tap in tl.static_range(taps):
+            column = tap // geo.w.taps * geo.w_r + tap % geo.w.taps * geo.w_s + c * geo.w_c
+            offs_w = (offs_k * geo.w_k)[:, None] + column[None, :]
+            mask = k_ok[:, None] & c_ok[None, :]
+            tl.store(dw_ptr + partial + offs_w, accs[tap].to(dw_ptr.dtype.element_ty), mask=mask)
+    if db_ptr is not None:
+        db = tl.sum(acc_b, axis=1)
+        first_c = pid_c + tl.zeros([BLOCK_K], tl.int32) == 0
+        tl.store(db_ptr + partial + offs_k, db.to(db_ptr.dtype.element_ty), mask=k_ok & first_c)

@@ -77,6 +77,11 @@ class Axis:
         return ceil_div(self.size + self.origin, self.period)
 
     @cached_property
+    def cells_met(self) -> int:
+        """Pooled outputs that the rows of one cell meet: its own and those before it."""
+        return (self.reach - 1) // self.period + 1
+
+    @cached_property
     def tap_step(self) -> int:
         """Taps that reach one input row are this far apart: r and r + tap_step."""
         return self.stride // gcd(self.stride, self.dilation)

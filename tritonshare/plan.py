@@ -60,15 +60,17 @@ def facts(device: torch.device) -> Device:
 
 @dataclass(frozen=True)
 class Plan:
-    """Block sizes by the kernel's names for them, and the launch options."""
+    """Block sizes by the kernel's names for them, the launch options, and which kernel: "" for the one that has the name
+    of the pass, or the name of a variant."""
 
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4
     num_stages: int = 2
+    variant: str = ""
 
     @classmethod
-    def of(cls, num_warps: int = 4, num_stages: int = 2, **blocks: int) -> Plan:
-        return cls(tuple(sorted(blocks.items())), num_warps, num_stages)
+    def of(cls, variant: str = "", *, num_warps: int = 4, num_stages: int = 2, **blocks: int) -> Plan:
+        return cls(tuple(sorted(blocks.items())), num_warps, num_stages, variant)
 
     def __getitem__(self, name: str) -> int:
         return dict(self.blocks)[name]
@@ -80,7 +82,7 @@ class Plan:
 
     def __str__(self) -> str:
         sizes = " ".join(f"{k}={v}" for k, v in self.blocks)
-        return f"{sizes} num_warps={self.num_warps} num_stages={self.num_stages}"
+        return f"{self.variant} {sizes} num_warps={self.num_warps} num_stages={self.num_stages}".lstrip()
 
 
 @dataclass(frozen=True)

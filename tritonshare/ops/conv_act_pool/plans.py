@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...kernels.geometry import ConvActPool
 from ...plan import Device, Plan
+
+
+# Variants: kernels that load each input (or gradient) once for all the products it is part of.
+BY_CELL = "backward_input_by_cell"
+BY_BOX = "backward_weight_by_box"
 
 
 def power_of_two(n: int, low: int, high: int) -> int:
@@ -25,26 +32,45 @@ class Ladder:
     """
 
     def __init__(self, geo: ConvActPool, itemsize: int, ieee: bool, device: Device) -> None:
-        self.geo, self.itemsize, self.ieee, self.device = geo, itemsize, ieee, device
-        # Elements that are not neighbours in memory take an address each, and addresses take registers; products of
-        # IEEE fp32 run on the ordinary cores, from registers.
-        scattered = not geo.channels_last or geo.KG % 8 != 0
+        self.geo, self.itemsize, self.device = geo, itemsize, device
+        # Elements that are not neighbours in memory take an address each, and addresses take registers. So do operands:
+        # all of them where products of IEEE fp32 run on the ordinary cores, those of one step on Ampere.
+        ampere = device.arch == "sm_80"
+        scattered = not geo.channels_last or geo.KG % 8 != 0 or (ampere and geo.CG % 8 != 0)
         self.side = 32 if ieee or scattered else 64
-        self.most = 1 if ieee else 2 if scattered else 4
+        self.most_channels = 32 if ampere else self.side
+        self.most_positions = 1 if ieee else 2 if scattered else 4
 
     def forward(self) -> Plan:
-        geo = self.geo
-        k = power_of_two(geo.KG, 16, self.side)
-        m = self.side
-        positions = max(p for p in range(1, self.most + 1) if geo.WINDOW % p == 0 and (p == 1 or self._fits(p, m * k)))
+        geo, m = self.geo, self.side
+        k = power_of_two(geo.KG, 16, self.most_channels)
+        positions = self._positions(lambda p: self._fits(p, m * k))
         if self.side == 64 and geo.CG % 8 == 0 and self._fits(positions, 2 * m * k):
             m *= 2
         red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
-        return self._staged(positions * m * red + red * k, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
+        blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions}
+        return self._staged(positions * m * red + red * k, self._stages(positions), **blocks)
 
-    def _deep(self, channels: int) -> int:
-        """How much of a reduction over channels is loaded at a time; those that do not fill 16 bytes are scattered."""
-        return 32 if self.itemsize == 4 or channels % 8 != 0 else 64
+    def backward_input(self) -> Plan:
+        geo, m = self.geo, self.side
+        c = power_of_two(geo.CG, 16, self.side)
+        red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self._deep(geo.KG))
+        return self._staged(2 * m * red + red * c, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=red)
+
+    def backward_weight(self) -> Plan:
+        geo = self.geo
+        # the gradient, its code and the bias' sums stay in registers for all window positions: few pixels at a time
+        m = 32
+        k = power_of_two(geo.KG, 16, self.side)
+        positions = self._positions(lambda p: True)
+        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
+        blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions}
+        return self._staged(2 * k * m + positions * m * red, self._stages(positions), **blocks)
+
+    def _positions(self, fits: Callable[[int], bool]) -> int:
+        """Window positions at a time: as many as fit, of those that divide the window."""
+        window = self.geo.WINDOW
+        return max(p for p in range(1, self.most_positions + 1) if window % p == 0 and (p == 1 or fits(p)))
 
     def _fits(self, positions: int, tile: int) -> bool:
         """Whether forward's fp32 tiles fit the registers: an accumulator per position, and what pooling carries."""
@@ -52,28 +78,21 @@ class Ladder:
         carried = {"max": 2, "avg": 1 + geo.has_code, "none": 0}[geo.pool] + (geo.aux == "input")
         if positions < geo.WINDOW:  # carried from round to round
             return (positions + carried) * tile <= 4 * 64 * 64
-        # carried only when the first accumulator is spent; Ampere's products take their operands from registers too
-        return (positions - 1 + carried) * tile <= (4 if self.device.arch == "sm_80" else 5) * 64 * 64
+        return (positions - 1 + carried) * tile <= 5 * 64 * 64  # carried when the first accumulator is spent
 
-    def backward_input(self) -> Plan:
-        geo = self.geo
-        c = power_of_two(geo.CG, 16, self.side)
-        red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self._deep(geo.KG))
-        return self._staged(2 * self.side * red + red * c, BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red)
+    def _deep(self, channels: int) -> int:
+        """How much of a reduction over channels is loaded at a time; those that do not fill 16 bytes are scattered."""
+        return 32 if self.itemsize == 4 or channels % 8 != 0 else 64
 
-    def backward_weight(self) -> Plan:
-        geo = self.geo
-        k = power_of_two(geo.KG, 16, self.side)
-        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
-        # the gradient, its code and the bias' sums stay in registers for all window positions: few pixels at a time
-        m = 32
-        positions = max(p for p in range(1, self.most + 1) if geo.WINDOW % p == 0)
-        return self._staged(2 * k * m + positions * m * red, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
+    def _stages(self, positions: int) -> int:
+        """The most stages of a loop. One within a loop drains every round, and deep ones get unrolled there; loads of
+        single elements hold an address per stage."""
+        return 2 if positions < self.geo.WINDOW or self.geo.CG % 8 != 0 else 4
 
-    def _staged(self, elements: int, **blocks: int) -> Plan:
+    def _staged(self, elements: int, most: int = 4, **blocks: int) -> Plan:
         """As many stages as leave room for two programs on a processor; `elements` are those of one stage.
 
         Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).
         """
-        stages = max(1, min(4, self.device.shared // 2 // (elements * self.itemsize)))
+        stages = max(1, min(most, self.device.shared // 2 // (elements * self.itemsize)))
         return Plan.of(num_warps=4, num_stages=stages, **blocks)

@@ -15,7 +15,7 @@ from ...kernels.geometry import ConvActPool, ceil_div
 from ...op import Cost, gradients_by_reference
 from ...plan import Plan
 from .options import axes
-from .plans import Ladder
+from .plans import BY_BOX, BY_CELL, Ladder
 from .reference import reference
 
 
@@ -88,7 +88,8 @@ class ConvProblem:
             dot = tl.float32  # the interpreter cannot compute with bf16
         constants |= {"geo": self.geo, "DERIVATIVE": self.activation.derivative}
         constants |= {"DOT_TYPE": dot, "PRECISION": self.precision}
-        return launch.Launcher(getattr(self._code, name), constants, self.plans[name], self.device)
+        plan = self.plans[name]
+        return launch.Launcher(getattr(self._code, plan.variant or name), constants, plan, self.device)
 
     @cached_property
     def _forward(self) -> launch.Launcher:
@@ -179,7 +180,9 @@ class ConvProblem:
 
     def _launch_backward_input(self, dx, read, w) -> None:
         geo, sizes, n = self.geo, self.plans["backward_input"], dx.shape[0]
-        tiles = geo.groups * ceil_div(geo.CG, sizes["BLOCK_C"]) * geo.h.period * geo.w.period
+        tiles = geo.groups * ceil_div(geo.CG, sizes["BLOCK_C"])
+        if sizes.variant != BY_CELL:
+            tiles *= geo.h.period * geo.w.period
         grid = tiles * ceil_div(n * geo.h.cells * geo.w.cells, sizes["BLOCK_M"])
         self._backward_input(grid, *read, w, dx, n)
 
@@ -187,7 +190,8 @@ class ConvProblem:
         geo, sizes, n = self.geo, self.plans["backward_weight"], x.shape[0]
         weights, biases = geo.K * geo.RED, geo.K
         tiles = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
-        tiles *= ceil_div(geo.RED, sizes["BLOCK_RED"]) if dw is not None else 1
+        if dw is not None:
+            tiles *= ceil_div(geo.CG if sizes.variant == BY_BOX else geo.RED, sizes["BLOCK_RED"])
         blocks = ceil_div(n * geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"])
         splits = self.splits(tiles, blocks)
         per_split = ceil_div(blocks, splits)
