@@ -67,7 +67,7 @@ def sigmoid_derivative(y):
 
 @triton.jit
 def tanh(x):
-    # Written so that near saturation y is as exact as it can be: the derivative is 1 - y * y. For small arguments 1 - ...
+    # Near saturation y must be as exact as it can be, since the derivative is 1 - y * y. For small arguments `large`
     # would cancel: there, the odd Taylor series.
     a = tl.abs(x)
     e = tl.exp(-2.0 * a)

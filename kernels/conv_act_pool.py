@@ -13,6 +13,8 @@ Tiles    forward: BLOCK_M pooled pixels x BLOCK_K channels; the window positions
          channels; within a phase every filter tap meets one known window position.
          backward_weight: BLOCK_K x BLOCK_RED of dw over one split of the pooled pixels; a tile of dy and code serves
          all window positions.
+         Each has a variant that keeps more accumulators and loads less: neighbouring window positions and taps share
+         most of their inputs (and phases their gradients), so each is loaded once for all the products it is part of.
 Traffic  forward: x + w read, y + 1 byte per pooled element written. backward_input: dy + 1 byte + w read, dx written.
          backward_weight: dy + 1 byte + x read, dw written (and splits * 4 * (K*C*R*S + K) bytes of partial sums).
          Tiles that neighbours share are counted once: they are re-read from L2.
@@ -427,7 +429,7 @@ def meet_cell(
     dz, ws, acc, phase: tl.constexpr, behind: tl.constexpr, position: tl.constexpr, geo: tl.constexpr,
     DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc, and the product of the gradients dz of a window position with the weights through which `phase` meets them."""
+    """acc, and the product of a window position's gradients dz with the weights through which `phase` meets them."""
     r: tl.constexpr = tap_into(geo.h, phase // geo.w.period, behind // geo.w.cells_met, position // geo.w.window)
     s: tl.constexpr = tap_into(geo.w, phase % geo.w.period, behind % geo.w.cells_met, position % geo.w.window)
     if r >= 0 and s >= 0:
@@ -452,9 +454,9 @@ def backward_input_by_cell(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """backward_input for windows that neither overlap nor leave the map, all phases of a cell in one program, each in an
-    accumulator: for a 3x3 filter under a 2x2 window, 4 tiles of gradient and code and 9 of weights serve 36 products,
-    where backward_input loads 36 of each."""
+    """backward_input for windows that neither overlap nor leave the map: all phases of a cell in one program, each in
+    an accumulator. For a 3x3 filter under a 2x2 window, 4 tiles of gradient and code and 9 of weights serve 36
+    products, where backward_input loads 36 of each."""
     c_blocks: tl.constexpr = (geo.CG + BLOCK_C - 1) // BLOCK_C
     phases: tl.constexpr = geo.h.period * geo.w.period
     cells_met: tl.constexpr = geo.h.cells_met * geo.w.cells_met
@@ -613,9 +615,9 @@ def backward_weight_by_box(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """backward_weight for windows that stay inside the map, BLOCK_RED channels of all taps in one program, each tap in an
-    accumulator: for a 3x3 filter under a 2x2 window, 16 boxes of inputs serve 36 products, where backward_weight loads
-    36, and a tile of gradient and code for every 4."""
+    """backward_weight for windows that stay inside the map: BLOCK_RED channels of all taps in one program, each tap in
+    an accumulator. For a 3x3 filter under a 2x2 window, 16 boxes of inputs and one tile of gradient and code serve 36
+    products, where backward_weight loads 36 boxes and 9 tiles."""
     k_blocks: tl.constexpr = (geo.KG + BLOCK_K - 1) // BLOCK_K
     c_blocks: tl.constexpr = (geo.CG + BLOCK_RED - 1) // BLOCK_RED if dw_ptr is not None else 1
     taps: tl.constexpr = geo.h.taps * geo.w.taps

@@ -1,4 +1,4 @@
-"""Pieces that every kernel shares: pixel numbering with 64-bit offsets, reduction indices, the one wrapper of tl.dot."""
+"""Pieces that kernels share: pixel numbering with 64-bit offsets, reduction indices, the one wrapper of tl.dot."""
 
 import triton
 import triton.language as tl

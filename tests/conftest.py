@@ -26,7 +26,7 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{lane}: runs in the {lane} lane")
     lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
     if lane and (lane == "interpreter") != interpreted:
-        raise pytest.UsageError(f"--lane {lane} needs a process with{'' if not interpreted else 'out'} TRITON_INTERPRET=1")
+        raise pytest.UsageError(f"--lane {lane} needs a process with{'out' * interpreted} TRITON_INTERPRET=1")
 
 
 def pytest_collection_modifyitems(config, items):

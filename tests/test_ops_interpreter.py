@@ -16,7 +16,8 @@ pytestmark = pytest.mark.interpreter
 SMALL_BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 16, "BLOCK_C": 16, "BLOCK_RED": 16}
 # Tiny cases meet every family and dtype; edge cases the ones that other tests here do not already bring them.
 DATA = {
-    "tiny": [*((torch.float32, family) for family in gate.FAMILIES), (torch.float16, "random"), (torch.bfloat16, "random")],
+    "tiny": [(torch.float32, family) for family in gate.FAMILIES]
+    + [(torch.float16, "random"), (torch.bfloat16, "random")],
     "edge": [(torch.float32, "ties"), (torch.float32, "nonfinite"), (torch.bfloat16, "random")],
 }
 GATED = [

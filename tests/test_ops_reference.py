@@ -100,6 +100,7 @@ def test_lists_are_taken_where_tuples_are(op):
 
 def test_names_agree_between_reference_and_device_code():
     from tritonshare.kernels.activation import ACTIVATIONS as device
+
     from tritonshare.ops.conv_act_pool.reference import ACTIVATIONS as reference
 
     assert list(device) == list(reference)

@@ -28,7 +28,8 @@ def main(args: argparse.Namespace) -> int:
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        print(f"tritonshare doctor: device {args.device!r} cannot be used: {str(error).splitlines()[0]}", file=sys.stderr)
+        reason = str(error).splitlines()[0]
+        print(f"tritonshare doctor: device {args.device!r} cannot be used: {reason}", file=sys.stderr)
         return 2
     for name, value in versions().items():
         print(f"{name:<12} {value}")

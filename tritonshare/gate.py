@@ -4,7 +4,7 @@ For the output and for each gradient,
 
     |ours - truth| <= 2 * max |torch - truth| + 4 * eps * max |truth|
 
-where truth is the reference in fp64 on the same numbers, and torch is the reference in the same dtype on the same device.
+where truth is the reference in fp64 on the same numbers, and torch the reference in the same dtype on the same device.
 No tolerance is ever picked by hand.
 """
 
@@ -36,7 +36,7 @@ class Comparison:
         return not self.problem
 
     def __str__(self) -> str:
-        return f"{self.name}: error {self.error:.3g}, bound {self.bound:.3g}{' -- ' + self.problem if self.problem else ''}"
+        return f"{self.name}: error {self.error:.3g}, bound {self.bound:.3g} {self.problem}".rstrip()
 
 
 def compare(name: str, ours: torch.Tensor, truth: torch.Tensor, yardstick: torch.Tensor) -> Comparison:
@@ -94,7 +94,8 @@ def make_tensors(
             t *= 2.0 ** torch.randint(-12, 7, shape, generator=generator)
         if position == 0 and family == "nonfinite" and t.numel():
             places = torch.randperm(t.numel(), generator=generator)[: max(1, t.numel() // 24)]
-            t.view(-1)[places] = torch.tensor([float("nan"), float("inf"), -float("inf")]).repeat(len(places))[: len(places)].double()
+            values = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=t.dtype)
+            t.view(-1)[places] = values.repeat(len(places))[: len(places)]
         tensors.append(t.to(dtype).to(device))
     return tensors
 
@@ -108,7 +109,9 @@ def make_gradient(output: torch.Tensor, family: str = "random", seed: int = 1) -
     return grad.to(output.dtype).to(output.device)
 
 
-def run(function: Callable[..., torch.Tensor], tensors: Tensors, grad: Callable | torch.Tensor) -> dict[str, torch.Tensor]:
+def run(
+    function: Callable[..., torch.Tensor], tensors: Tensors, grad: Callable | torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The output of function(*tensors) and the gradients of all tensors, by name."""
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     output = function(*leaves)

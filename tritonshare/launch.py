@@ -63,7 +63,7 @@ def path_of(device: str, dtype: torch.dtype) -> Path:
 
 @torch._dynamo.assume_constant_result
 def traced_path_of(device: str, dtype: torch.dtype) -> bool:
-    """Whether the kernels run, while torch compiles: a constant of the compiled code. Not under torch.func transforms."""
+    """Whether the kernels run, while torch compiles: a constant of the compiled code. Not in torch.func transforms."""
     return path_of(device, dtype).kernels and not torch._C._are_functorch_transforms_active()
 
 

@@ -43,9 +43,9 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# A law takes `run(tensors, grad=None, **options)`, which returns [output, gradients of the tensors that are not None ...]
-# for an output gradient of `grad` everywhere (None: a fixed function of the place), and a case's tensors and options. It
-# returns pairs of tensors that must be equal, or None where it does not apply.
+# A law takes `run(tensors, grad=None, **options)`, which returns [output, gradients of the tensors that are not None
+# ...] for an output gradient of `grad` everywhere (None: a fixed function of the place), and a case's tensors and
+# options. It returns pairs of tensors that must be equal, or None where it does not apply.
 Law = Callable[[Callable[..., list[torch.Tensor]], Sequence[Any], Mapping[str, Any]], Any]
 
 
@@ -98,7 +98,7 @@ class Op:
     schema: arguments of the registered operator, tensors first, options in canonical form.
     outputs: of the registered operator: the public one and what is saved.
     contract: clauses over the arguments by name.
-    canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves as they are.
+    canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves alone.
     problem: (tensors, options) -> Problem.
     reference: the op in plain differentiable torch, on canonical arguments.
     cases: named geometries, for tests, compilation and benchmarks.

@@ -60,8 +60,8 @@ def facts(device: torch.device) -> Device:
 
 @dataclass(frozen=True)
 class Plan:
-    """Block sizes by the kernel's names for them, the launch options, and which kernel: "" for the one that has the name
-    of the pass, or the name of a variant."""
+    """Block sizes by the kernel's names for them, the launch options, and which kernel: "" for the one that has the
+    name of the pass, or the name of a variant."""
 
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4

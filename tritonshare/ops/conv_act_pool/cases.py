@@ -56,7 +56,7 @@ CASES = (
     case("no_pool_strided_gelu", "edge", (2, 3, 9, 9), (4, 3, 3, 3), pool=None, stride=2, activation="gelu"),
     case("no_pool_sigmoid", "edge", (2, 3, 6, 6), (4, 3, 3, 3), pool=None, activation="sigmoid"),
     case("no_pool_leaky", "edge", (2, 3, 6, 6), (4, 3, 3, 3), pool=None, activation="leaky_relu"),
-    *(case(f"act_{name}", "edge", (2, 3, 8, 8), (4, 3, 3, 3), activation=name) for name in ACTIVATIONS if name != "relu"),
+    *(case(f"act_{a}", "edge", (2, 3, 8, 8), (4, 3, 3, 3), activation=a) for a in ACTIVATIONS if a != "relu"),
     # layers of networks that people train
     case("article_conv1", "layer", (128, 3, 32, 32), (32, 3, 5, 5), padding=2),
     case("article_conv2", "layer", (128, 32, 16, 16), (64, 32, 5, 5), padding=2),
@@ -64,7 +64,8 @@ CASES = (
     case("mnist_conv1", "layer", (4096, 1, 28, 28), (32, 1, 5, 5), padding=2),
     case("impala_s1", "layer", (2048, 3, 64, 64), (16, 3, 3, 3), **IMPALA_POOL),
     case("impala_s2", "layer", (2048, 16, 32, 32), (32, 16, 3, 3), **IMPALA_POOL),
-    case("resnet_stem", "layer", (256, 3, 224, 224), (64, 3, 7, 7), bias=False, stride=2, **{**IMPALA_POOL, "padding": 3}),
+    case("resnet_stem", "layer", (256, 3, 224, 224), (64, 3, 7, 7), bias=False, stride=2,
+         **{**IMPALA_POOL, "padding": 3}),
     case("vggish_conv1", "layer", (256, 1, 96, 64), (64, 1, 3, 3), padding=1),
     case("vgg1_2", "layer", (64, 64, 224, 224), (64, 64, 3, 3), padding=1),
     case("vgg4_3", "layer", (64, 512, 28, 28), (512, 512, 3, 3), padding=1),

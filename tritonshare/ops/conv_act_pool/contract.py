@@ -10,7 +10,6 @@ from ... import check
 from .options import axes, canonical, pair
 from .reference import ACTIVATIONS
 
-
 MAX_WINDOW = 8
 # offsets within a sample are 32-bit; the margin keeps a tile's lanes behind the last one in range
 MAX_SAMPLE = 2**31 - 2**20
@@ -61,14 +60,15 @@ def _filter_fits(a):
     for i, (name, axis) in enumerate(zip("HW", _axes(a), strict=True)):
         if axis.conv < 1:
             span = axis.dilation * (axis.taps - 1) + 1
-            return f"axis {2 + i} ({name}) is {axis.size}, which with its padding is smaller than the filter's span of {span}"
+            return f"axis {2 + i} ({name}) is {axis.size}, with its padding less than the filter's span of {span}"
     return None
 
 
 def _window_fits(a):
     for i, (name, axis) in enumerate(zip("HW", _axes(a), strict=True)):
         if axis.pooled < 1:
-            return f"of {axis.window} is larger than the conv output's axis {2 + i} ({name}), which is {axis.conv} with pool_padding {axis.pool_pad}"
+            of = f"axis {2 + i} ({name}), which is {axis.conv} and padded by {axis.pool_pad}"
+            return f"is {axis.window}, larger than the conv output's {of}"
     return None
 
 
@@ -121,7 +121,8 @@ CONTRACT = (
     check.integers("dilation", (1, 2), 1),
     check.integers("groups", (1,), 1),
     check.relation("weight", _channels, lambda a: _ones(a, "weight", {1: a["weight"].shape[1] + 1})),
-    check.relation("groups", _groups, lambda a: {"groups": 2, **_ones(a, "weight", {0: 3, 1: a["input"].shape[1] // 2})}),
+    check.relation("groups", _groups,
+                   lambda a: {"groups": 2, **_ones(a, "weight", {0: 3, 1: a["input"].shape[1] // 2})}),
     check.relation("bias", _bias, lambda a: _ones(a, "bias", {0: a["bias"].shape[0] + 1})),
     check.choice("activation", (*ACTIVATIONS, None)),
     check.choice("pool", ("max", "avg", "none", None)),

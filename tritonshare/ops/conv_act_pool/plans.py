@@ -7,7 +7,6 @@ from collections.abc import Callable
 from ...kernels.geometry import ConvActPool
 from ...plan import Device, Plan
 
-
 # Variants: kernels that load each input (or gradient) once for all the products it is part of.
 BY_CELL = "backward_input_by_cell"
 BY_BOX = "backward_weight_by_box"

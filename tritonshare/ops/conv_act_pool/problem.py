@@ -25,7 +25,7 @@ class ConvProblem:
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
         from ...kernels.activation import ACTIVATIONS as DEVICE_ACTIVATIONS
 
-        x, w, b = tensors
+        x, w, _ = tensors
         self.options = options
         self.device, self.dtype = x.device, x.dtype
         _, _, _, groups, activation, pool, *_, count_include_pad = options
