@@ -192,7 +192,7 @@ def forward(
     POSITIONS: tl.constexpr,
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    SHARE_INPUTS: tl.constexpr = 0,  # 1: conv_outputs_by_box, with POSITIONS the whole window
+    SHARE_INPUTS: tl.constexpr,  # 1: conv_outputs_by_box, with POSITIONS the whole window
 ):
     k_blocks: tl.constexpr = (geo.KG + BLOCK_K - 1) // BLOCK_K
     pid = tl.program_id(0)
@@ -647,11 +647,13 @@ def backward_weight_by_box(
         ok = row_ok[None, :] & k_ok[:, None]
         weight = 1.0 / geo.WINDOW
         dy, code = load_pooled(dy_ptr, code_ptr, aux_ptr, offs, ok, weight, geo, DERIVATIVE, DOT_TYPE)
+        if db_ptr is not None and geo.pool == "max":
+            acc_b += tl.where(code < SLOPE_BIT, dy.to(tl.float32), 0.0)
         dzs = ()
         for position in tl.static_range(positions):
             dz = route(dy, code, code_ptr, offs, ok, position, plane_stride, geo)
-            if db_ptr is not None:
-                acc_b += dz.to(tl.float32)
+            if db_ptr is not None and geo.pool == "avg":
+                acc_b += dz
             dzs = dzs + (dz.to(DOT_TYPE),)
         for box in tl.static_range(boxes):
             dh = tl.full([1], box // geo.w.reach, tl.int32)

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tritonshare import launch
+from tritonshare import launch, plan
 from tritonshare.functional import conv2d_act_pool
 
 pytestmark = pytest.mark.interpreter
 
 BATCH = 2**25 + 40  # with 64 elements a sample: more than 2^31
+BLOCKS = {"BLOCK_M": 64, "BLOCK_K": 64, "BLOCK_C": 64}  # all channels in one program
 
 
 @contextmanager
@@ -40,22 +41,22 @@ def test_forward_writes_beyond_2_31_elements():
     tail = torch.randn(64, 1, 2, 2).half()
     x[-64:] = tail
     w, b = torch.randn(64, 1, 1, 1).half(), torch.randn(64).half()
-    with only_the_last_program(), torch.no_grad():
+    with only_the_last_program(), plan.using(plan=BLOCKS), torch.no_grad():
         y = conv2d_act_pool(x, w, b)
-    last = BATCH % 64 or 64
+    last = BATCH % BLOCKS["BLOCK_M"]
     torch.testing.assert_close(y[-last:], conv2d_act_pool(tail[-last:], w, b), rtol=0, atol=0)
 
 
 def test_backward_reads_and_writes_beyond_2_31_elements():
     x = torch.empty(BATCH, 64, 1, 1, dtype=torch.float16).requires_grad_()
     w = torch.randn(64, 64, 1, 1).half()
-    with only_the_last_program():
+    with only_the_last_program(), plan.using(plan=BLOCKS):
         y = conv2d_act_pool(x, w, pool=None, activation="none")
         grad = torch.empty_like(y)
         tail = torch.randn(64, 64, 1, 1).half()
         grad[-64:] = tail
         y.backward(grad)
-    last = BATCH % 64 or 64
+    last = BATCH % BLOCKS["BLOCK_M"]
     small = torch.zeros(last, 64, 1, 1, dtype=torch.float16, requires_grad=True)
     conv2d_act_pool(small, w, pool=None, activation="none").backward(tail[-last:])
     torch.testing.assert_close(x.grad[-last:], small.grad, rtol=0, atol=0)

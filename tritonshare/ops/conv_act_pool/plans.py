@@ -37,22 +37,31 @@ class Ladder:
         ampere = device.arch == "sm_80"
         scattered = not geo.channels_last or geo.KG % 8 != 0 or (ampere and geo.CG % 8 != 0)
         self.side = 32 if ieee or scattered else 64
+        self.most_pixels = 128 if self.side == 64 and geo.CG % 8 == 0 and not ampere else self.side
         self.most_channels = 32 if ampere else self.side
         self.most_positions = 1 if ieee else 2 if scattered else 4
+
+        self.ieee = ieee
 
     def forward(self) -> Plan:
         geo, m = self.geo, self.side
         k = power_of_two(geo.KG, 16, self.most_channels)
+        if self.by_box and self._fits(geo.WINDOW, m * k):
+            elements = (self.boxes * m + self.taps * k) * 16
+            return self._staged(elements, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=16, POSITIONS=geo.WINDOW, SHARE_INPUTS=1)
         positions = self._positions(lambda p: self._fits(p, m * k))
-        if self.side == 64 and geo.CG % 8 == 0 and self._fits(positions, 2 * m * k):
+        if 2 * m <= self.most_pixels and self._fits(positions, 2 * m * k):
             m *= 2
         red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
-        blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions}
+        blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions, "SHARE_INPUTS": 0}
         return self._staged(positions * m * red + red * k, self._stages(positions), **blocks)
 
     def backward_input(self) -> Plan:
         geo, m = self.geo, self.side
         c = power_of_two(geo.CG, 16, self.side)
+        if self.by_cell:
+            elements = (2 * geo.h.cells_met * geo.w.cells_met * m + self.taps * c) * 16
+            return self._staged(elements, variant=BY_CELL, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=16)
         red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self._deep(geo.KG))
         return self._staged(2 * m * red + red * c, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=red)
 
@@ -61,10 +70,48 @@ class Ladder:
         # the gradient, its code and the bias' sums stay in registers for all window positions: few pixels at a time
         m = 32
         k = power_of_two(geo.KG, 16, self.side)
+        if self.by_box and self.inside and self.taps <= 9:
+            m = 16 if geo.aux else 32  # a derivative takes registers that there are none of
+            red = 16 if geo.CG % 32 else 32
+            return self._staged(2 * k * m + self.boxes * m * red, variant=BY_BOX, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red)
         positions = self._positions(lambda p: True)
         red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
         blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions}
         return self._staged(2 * k * m + positions * m * red, self._stages(positions), **blocks)
+
+    # Which geometries the variants take: a question of the geometry, the element size and the device alone, asked of
+    # the largest tiles, since a layout must not change the answer. Sixteen channels at a time, two stages.
+
+    @property
+    def taps(self) -> int:
+        return self.geo.h.taps * self.geo.w.taps
+
+    @property
+    def boxes(self) -> int:
+        return self.geo.h.reach * self.geo.w.reach
+
+    @property
+    def inside(self) -> bool:
+        return self.geo.h.windows_inside and self.geo.w.windows_inside
+
+    @property
+    def by_box(self) -> bool:
+        """Whether window positions share inputs, and all that a window reads fits the shared memory."""
+        geo = self.geo
+        shares = 1 < geo.WINDOW <= 4 and self.boxes < self.taps * geo.WINDOW and geo.CG % 16 == 0
+        return shares and not self.ieee and self._two_stages((self.boxes + self.taps) * 64 * 16)
+
+    @property
+    def by_cell(self) -> bool:
+        """Whether the phases of a cell share gradients, and all that they meet fits the shared memory."""
+        geo = self.geo
+        shares = 1 < geo.h.period * geo.w.period <= 4 and geo.KG % 16 == 0
+        apart = self.inside and geo.h.overlap * geo.w.overlap == 1
+        met = 2 * geo.h.cells_met * geo.w.cells_met * 64 + self.taps * power_of_two(geo.CG, 16, 64)
+        return shares and apart and not self.ieee and self._two_stages(met * 16)
+
+    def _two_stages(self, elements: int) -> bool:
+        return 2 * elements * self.itemsize <= self.device.shared // 2
 
     def _positions(self, fits: Callable[[int], bool]) -> int:
         """Window positions at a time: as many as fit, of those that divide the window."""
@@ -88,10 +135,10 @@ class Ladder:
         single elements hold an address per stage."""
         return 2 if positions < self.geo.WINDOW or self.geo.CG % 8 != 0 else 4
 
-    def _staged(self, elements: int, most: int = 4, **blocks: int) -> Plan:
+    def _staged(self, elements: int, most: int = 4, variant: str = "", **blocks: int) -> Plan:
         """As many stages as leave room for two programs on a processor; `elements` are those of one stage.
 
         Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).
         """
         stages = max(1, min(most, self.device.shared // 2 // (elements * self.itemsize)))
-        return Plan.of(num_warps=4, num_stages=stages, **blocks)
+        return Plan.of(variant, num_warps=4, num_stages=stages, **blocks)

@@ -1,0 +1,145 @@
+"""Every op's real launches, into a driver that claims to be a GPU and records them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.guard import Guard
+from tests.ops import call, case_of, cases, ops
+from tests.stub_driver import stub_driver
+from tritonshare import gate, launch, plan
+from tritonshare.check import ArgumentError
+
+pytestmark = pytest.mark.stub
+
+
+@pytest.fixture
+def gpu(monkeypatch, fresh_problems):
+    monkeypatch.setattr(launch, "path_of", lambda device, dtype: launch.Path(True, "a stub driver"))
+    with stub_driver() as driver:
+        yield driver
+
+
+def leaves(case, dtype=torch.float16):
+    return [None if t is None else t.requires_grad_() for t in gate.make_tensors(case, dtype)]
+
+
+def backward(output, tensors):
+    wanted = [t for t in tensors if t is not None and t.requires_grad]
+    return torch.autograd.grad(output, wanted, torch.ones_like(output))
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_launches_follow_the_plans(gpu, op, case):
+    tensors = leaves(case)
+    output = call(op, tensors, **case.options)
+    grads = backward(output, tensors)
+    problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
+    by_kernel = {p.variant or name: p for name, p in problem.plans.items()}
+    assert [r.name for r in gpu.launches if r.name in by_kernel] == list(by_kernel)
+    with launch.record() as expected:  # the same call once more, for the grids
+        backward(call(op, tensors, **case.options), tensors)
+    assert [(r.name, r.grid) for r in gpu.launches] == [(e.launcher.kernel.__name__, (e.grid, 1, 1)) for e in expected]
+    for record in gpu.launches:
+        if record.name in by_kernel:
+            used = by_kernel[record.name]
+            assert (record.metadata.num_warps, record.metadata.num_stages) == (used.num_warps, used.num_stages)
+            assert {name: record.arguments[name] for name, _ in used.blocks} == dict(used.blocks)
+    pointers = {a.data_ptr() for r in gpu.launches for a in r.arguments.values() if isinstance(a, torch.Tensor)}
+    given = [t for t in (*tensors, output, *grads) if t is not None]
+    assert {t.data_ptr() for t in given} - pointers <= {t.data_ptr() for t in tensors[2:] if t is not None} - pointers
+
+
+@pytest.mark.parametrize("op", ops())
+def test_a_repeated_call_neither_compiles_nor_binds(gpu, op):
+    case = case_of(op, "tiny")
+    for batch in (case.tensors[0][0], case.tensors[0][0], case.tensors[0][0] + 3):
+        tensors = leaves(case)
+        tensors[0] = tensors[0].detach()[:1].repeat(batch, *[1] * (tensors[0].dim() - 1)).requires_grad_()
+        work = (len(gpu.compiles), gpu.binder_runs)
+        backward(call(op, tensors, **case.options), tensors)
+        if gpu.launches and batch != case.tensors[0][0]:
+            assert (len(gpu.compiles), gpu.binder_runs) == work
+    launches = len(gpu.launches)
+    backward(call(op, tensors, **case.options), tensors)
+    assert (len(gpu.compiles), gpu.binder_runs) == work
+    assert len(gpu.launches) > launches
+
+
+@pytest.mark.parametrize("op", ops())
+def test_an_unaligned_view_is_compiled_once_for_itself(gpu, op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float16)
+    call(op, tensors, **case.options)
+    compiled = len(gpu.compiles)
+    guard = Guard.empty(tuple(tensors[0].shape), torch.float16, offset=1)
+    for _ in range(2):
+        call(op, [guard.tensor, *tensors[1:]], **case.options)
+        assert len(gpu.compiles) == compiled + 1
+
+
+@pytest.mark.parametrize("op", ops())
+def test_nothing_is_launched_for_an_empty_batch_or_a_bad_argument(gpu, op):
+    case = case_of(op, "tiny")
+    x, *rest = leaves(case)
+    empty = x.detach()[:0].requires_grad_()
+    grads = backward(call(op, [empty, *rest], **case.options), [empty, *rest])
+    assert all((g == 0).all() for g in grads)
+    with pytest.raises(ArgumentError):
+        call(op, [x[:, :0], *rest], **case.options)
+    assert gpu.launches == []
+
+
+@pytest.mark.parametrize("op", ops())
+def test_a_grid_that_does_not_fit_is_refused(gpu, op, monkeypatch):
+    case = case_of(op, "tiny")
+    monkeypatch.setattr(launch, "GRID_LIMIT", 0)
+    with pytest.raises(ArgumentError, match="programs"):
+        call(op, gate.make_tensors(case, torch.float16), **case.options)
+    assert gpu.launches == []
+
+
+@pytest.mark.parametrize("op", ops())
+def test_another_current_device_is_switched_for_the_launch(gpu, op, monkeypatch):
+    """A launcher for cuda:1 while cuda:0 is current."""
+    current, switched = [0], []
+
+    class Guard:
+        def __init__(self, device):
+            self.index = device.index
+
+        def __enter__(self):
+            switched.append(self.index)
+            current.append(self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(current_device=lambda: current[-1], device=Guard))
+    seen = []
+    launcher = launch.Launcher.__new__(launch.Launcher)
+    launcher.device = torch.device("cuda", 1)
+    monkeypatch.setattr(launch.Launcher, "_launch", lambda self, grid, args: seen.append(current[-1]))
+    launcher(1)
+    launcher.device = torch.device("cuda", 0)
+    launcher(1)
+    assert (seen, switched) == ([1, 0], [1])
+
+
+@pytest.mark.parametrize("op", ops())
+def test_plans_are_pure_and_obey_using(gpu, op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float16)
+    options = op.canonical(tensors, *gate.raw_options(op, case.options))
+    plans = op.problem(tensors, options).plans
+    assert op.problem(tensors, options).plans == plans
+    larger = [tensors[0].repeat(7, *[1] * (tensors[0].dim() - 1)), *tensors[1:]]
+    assert op.problem(larger, options).plans == plans
+    with plan.using(plan={"num_stages": 1}):
+        assert all(p.num_stages == 1 for p in op.problem(tensors, options).plans.values())
+    for wrong in ({"BLOCK_M": 0}, {"BLOCK_M": "64"}):
+        with pytest.raises(ArgumentError), plan.using(plan=wrong):
+            pass
+    with pytest.raises(ArgumentError), plan.using(path="unknown"):
+        pass
