@@ -229,6 +229,11 @@ def _inspect_cubin(target: str, cubin: bytes, shared: int) -> Code:
 _GCN_INSTRUCTION = re.compile(r"^\t((?:[sv]|ds|global|buffer|flat|scratch)_\w+)([^;\n]*)", re.MULTILINE)
 
 
+def counts_of_scratch(counts: Counter[str]) -> int:
+    """Bytes that scratch instructions move, at four a lane or more."""
+    return 4 * sum(n for opcode, n in counts.items() if re.match(_AMD.spill, opcode))
+
+
 def _inspect_amdgcn(target: str, listing: str, shared: int) -> Code:
     def note(name: str) -> int:
         return max(map(int, re.findall(rf"^\s+(?:- )?\.{name}:\s+(\d+)", listing, re.MULTILINE)))
@@ -238,12 +243,12 @@ def _inspect_amdgcn(target: str, listing: str, shared: int) -> Code:
         for opcode, operands in _GCN_INSTRUCTION.findall(listing)
         if opcode != "s_nop"
     )
-    spilled_registers = note("vgpr_spill_count") + note("sgpr_spill_count")
     return Code(
         target=target,
         registers=note("vgpr_count"),
-        # A register spilled into another register file leaves the private segment empty.
-        spill_bytes=max(note("private_segment_fixed_size"), 4 * spilled_registers),
+        # A vector register spilled into the accumulation registers leaves the private segment empty. A scalar one goes
+        # to a lane of a vector register and reaches no memory, though the private segment may reserve room for it.
+        spill_bytes=max(4 * note("vgpr_spill_count"), counts_of_scratch(counts)),
         shared_bytes=max(shared, note("group_segment_fixed_size")),
         instructions=counts.total(),
         counts=counts,

@@ -34,7 +34,7 @@ class Ladder:
         self.geo, self.itemsize, self.device = geo, itemsize, device
         # Elements that are not neighbours in memory take an address each, and addresses take registers. So do operands:
         # all of them where products of IEEE fp32 run on the ordinary cores, those of one step on Ampere.
-        ampere = device.arch == "sm_80"
+        self.ampere = ampere = device.arch == "sm_80"
         scattered = not geo.channels_last or geo.KG % 8 != 0 or (ampere and geo.CG % 8 != 0)
         self.side = 32 if ieee or scattered else 64
         self.most_pixels = 128 if self.side == 64 and geo.CG % 8 == 0 and not ampere else self.side
@@ -70,11 +70,12 @@ class Ladder:
         # the gradient, its code and the bias' sums stay in registers for all window positions: few pixels at a time
         m = 32
         k = power_of_two(geo.KG, 16, self.side)
-        if self.by_box and self.inside and self.taps <= 9:
+        if self.by_box and self.inside and self.taps <= 9 and geo.channels_last:
+            # sums in the same order as backward_weight itself, so here the layout may choose
             m = 16 if geo.aux else 32  # a derivative takes registers that there are none of
             red = 16 if geo.CG % 32 else 32
             return self._staged(2 * k * m + self.boxes * m * red, variant=BY_BOX, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red)
-        positions = self._positions(lambda p: True)
+        positions = self._positions(lambda p: geo.channels_last)
         red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
         blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions}
         return self._staged(2 * k * m + positions * m * red, self._stages(positions), **blocks)
@@ -108,7 +109,7 @@ class Ladder:
         shares = 1 < geo.h.period * geo.w.period <= 4 and geo.KG % 16 == 0
         apart = self.inside and geo.h.overlap * geo.w.overlap == 1
         met = 2 * geo.h.cells_met * geo.w.cells_met * 64 + self.taps * power_of_two(geo.CG, 16, 64)
-        return shares and apart and not self.ieee and self._two_stages(met * 16)
+        return shares and apart and not (self.ieee or self.ampere) and self._two_stages(met * 16)
 
     def _two_stages(self, elements: int) -> bool:
         return 2 * elements * self.itemsize <= self.device.shared // 2

@@ -192,10 +192,8 @@ class ConvProblem:
         tiles = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
         if dw is not None:
             tiles *= ceil_div(geo.CG if sizes.variant == BY_BOX else geo.RED, sizes["BLOCK_RED"])
-        blocks = ceil_div(n * geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"])
-        splits = self.splits(tiles, blocks)
-        per_split = ceil_div(blocks, splits)
-        splits = ceil_div(blocks, per_split)
+        splits, pixels = self.splits(n)
+        per_split = pixels // sizes["BLOCK_M"]
         if splits == 1:
             self._backward_weight(tiles, x, *read, dw, db, n, per_split)
             return
@@ -205,9 +203,15 @@ class ConvProblem:
         self._backward_weight(tiles * splits, x, *read, dw_part, db_part, n, per_split)
         self._sum_splits(ceil_div(weights + biases, 256), partial, dw, db, splits)
 
-    def splits(self, tiles: int, blocks: int) -> int:
-        """Programs along the pixels in backward_weight: enough for two per processor, each of four blocks or more."""
-        return max(1, min(ceil_div(2 * self.facts.processors, tiles), blocks // 4))
+    def splits(self, batch: int) -> tuple[int, int]:
+        """How many programs share the pooled pixels in backward_weight, and how many pixels each has: about two programs
+        per processor, of 128 pixels or more. The plan has no say: the order of the sums is that of the geometry."""
+        geo = self.geo
+        pixels = batch * geo.h.pooled * geo.w.pooled
+        tiles = geo.groups * ceil_div(geo.KG, 64) * ceil_div(geo.RED, 64)
+        wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), pixels // 128))
+        each = ceil_div(ceil_div(pixels, wanted), 64) * 64
+        return ceil_div(pixels, each), each
 
     def saved_bytes(self, batch: int) -> int:
         y = batch * self.geo.y_n

@@ -1,0 +1,49 @@
+"""`tritonshare doctor`: its report, its table and its exit statuses."""
+
+import pytest
+import torch
+
+from tests.ops import OPS
+from tritonshare import doctor, gate
+from tritonshare.cli import main
+
+
+@pytest.mark.reference
+def test_report(capsys):
+    assert main(["doctor", "--no-check", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert torch.__version__.split("+")[0] in printed
+    for op in OPS:
+        for dtype in ("float32", "float16", "bfloat16"):
+            assert f"{op.name}  {dtype}" in printed
+    assert "CPU tensors take the plain-torch reference" in printed
+
+
+@pytest.mark.reference
+def test_a_device_that_is_not_there(capsys):
+    assert main(["doctor", "--device", "nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("tritonshare doctor: device 'nonsense' cannot be used")
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    "result", [[gate.Comparison("output", 1.0, 0.1, "is outside the bound")], RuntimeError("no compiler\nfor this")]
+)
+def test_a_failed_check_shows_and_fails(monkeypatch, capsys, result):
+    def check(*_):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(gate, "check", check)
+    assert doctor.check_kernels("cpu") == 1
+    printed = capsys.readouterr().out
+    assert "pass" not in printed
+    assert "outside the bound" in printed or "RuntimeError: no compiler" in printed
+
+
+@pytest.mark.interpreter
+def test_kernels_are_checked_in_the_interpreter(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "DTYPES", (torch.float32,))
+    assert doctor.self_check(torch.device("cpu")) == 0
+    assert "in Triton's interpreter" in capsys.readouterr().out

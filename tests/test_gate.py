@@ -1,0 +1,60 @@
+"""The gate itself: it must let torch's own results through, and stop wrong ones."""
+
+import pytest
+import torch
+
+from tests.ops import case_of, ops
+from tritonshare import gate
+
+pytestmark = pytest.mark.reference
+
+NAN, INF = float("nan"), float("inf")
+
+
+def compare(ours, truth, yardstick=None, name="output"):
+    ours, truth = torch.tensor(ours), torch.tensor(truth, dtype=torch.float64)
+    return gate.compare(name, ours, truth, truth.float() if yardstick is None else torch.tensor(yardstick))
+
+
+def test_rounding_passes_and_an_error_of_a_thousandth_does_not():
+    truth = [1.0, 2.0, -3.0]
+    assert compare([1.0, 2.0 + 2e-7, -3.0], truth).passed
+    assert not compare([1.0, 2.002, -3.0], truth).passed
+
+
+def test_the_bound_follows_the_yardstick():
+    assert compare([1.0, 2.002], [1.0, 2.0], yardstick=[1.0, 2.0011]).passed
+    assert not compare([1.0, 2.003], [1.0, 2.0], yardstick=[1.0, 2.0011]).passed
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, 0.0])
+def test_nan_and_infinity_must_be_where_truth_has_them(wrong):
+    assert compare([1.0, NAN], [1.0, NAN]).passed
+    assert not compare([1.0, wrong if wrong == wrong else 1.0], [1.0, NAN]).passed
+    assert not compare([NAN, NAN], [1.0, NAN]).passed
+    assert not compare([1.0, -INF], [1.0, INF]).passed
+
+
+def test_gradients_are_compared_where_truth_is_finite():
+    assert compare([1.0, 5.0], [1.0, NAN], name="grad[0]").passed
+    assert not compare([NAN, 5.0], [1.0, NAN], name="grad[0]").passed
+
+
+def test_another_shape_fails():
+    assert "shape" in compare([1.0], [1.0, 2.0]).problem
+
+
+def test_an_overflow_that_torch_shares_passes():
+    assert compare([INF], [1e39], yardstick=[INF]).passed
+    assert not compare([INF], [1e30], yardstick=[1e30]).passed
+
+
+@pytest.mark.parametrize("op", ops())
+@pytest.mark.parametrize("family", gate.FAMILIES)
+def test_tensors_are_the_same_every_time(op, family):
+    case = case_of(op, "tiny")
+    once, again = (gate.make_tensors(case, torch.float32, family=family) for _ in range(2))
+    for a, b in zip(once, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    if family == "nonfinite":
+        assert not once[0].isfinite().all()
