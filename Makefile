@@ -12,7 +12,7 @@ PYTEST := $(RUN) -m pytest -q -n auto
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
 OLDEST := PYTHONPATH=.triton36
 
-.PHONY: train test lint reference interpreter codegen stub oldest clean
+.PHONY: train test lint reference interpreter codegen stub oldest bench clean
 
 train: .venv/ready
 	.venv/bin/tritonshare train --out $(OUT) $(ARGS)
@@ -33,6 +33,11 @@ codegen: .venv/ready
 
 stub: .venv/ready
 	$(PYTEST) --lane stub
+	$(RUN) -m pytest -q bench --benchmark-disable
+
+# host microseconds per call, with the device stubbed out
+bench: .venv/ready
+	$(RUN) -m pytest bench --benchmark-columns=median,iqr,min,rounds
 
 oldest: .venv/ready .triton36/ready
 	$(OLDEST) $(PYTEST) --lane stub

@@ -18,6 +18,7 @@ CASES = (
     case("exact", "tiny", (2, 16, 8, 8), (16, 16, 3, 3), padding=1),
     case("ragged", "tiny", (3, 3, 9, 7), (5, 3, 3, 3)),
     case("many_tiles", "tiny", (3, 3, 11, 9), (18, 3, 3, 3), padding=1),
+    case("split_pixels", "edge", (5, 2, 16, 16), (3, 2, 1, 1)),
     case("article_k5", "edge", (1, 3, 8, 8), (32, 3, 5, 5), padding=2),
     case("avg", "tiny", (2, 4, 9, 9), (6, 4, 3, 3), pool="avg"),
     case("no_pool", "tiny", (2, 4, 7, 6), (6, 4, 3, 3), pool=None),

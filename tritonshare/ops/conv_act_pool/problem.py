@@ -204,8 +204,8 @@ class ConvProblem:
         self._sum_splits(ceil_div(weights + biases, 256), partial, dw, db, splits)
 
     def splits(self, batch: int) -> tuple[int, int]:
-        """How many programs share the pooled pixels in backward_weight, and how many pixels each has: about two programs
-        per processor, of 128 pixels or more. The plan has no say: the order of the sums is that of the geometry."""
+        """How many programs share the pooled pixels in backward_weight, and how many pixels each has: about two
+        programs per processor, of 128 pixels or more. The order of the sums is the geometry's: plans have no say."""
         geo = self.geo
         pixels = batch * geo.h.pooled * geo.w.pooled
         tiles = geo.groups * ceil_div(geo.KG, 64) * ceil_div(geo.RED, 64)
