@@ -62,11 +62,11 @@ class Problem(Protocol):
 
     plans: Mapping[str, plan.Plan]  # by pass
 
-    def allocate(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """The output and what the forward saves (empty tensors where nothing is). Also the fake kernel."""
+    def allocate(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """The output and what the forward saves, None where it is nothing. Also the fake kernel."""
         ...
 
-    def forward(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    def forward(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """`allocate`'s tensors, computed."""
         ...
 
@@ -160,10 +160,12 @@ class Op:
         """The checked problem of these arguments, from the cache; None if the reference computes it."""
         try:
             x = tensors[0]
-            key = [x.shape[1:], x.stride(), x.dtype, x.device]
+            key = [raw, x.shape[1:], x.stride(), x.dtype, x.device, plan.override_key()]
             for t in tensors[1:]:
                 key += (None,) if t is None else (t.shape, t.stride(), t.dtype, t.device)
-            key = (*key, raw, self.precision(), plan.override())
+            if x.dtype == torch.float32:
+                key.append(self.precision())
+            key = tuple(key)
             if key in self._problems:
                 return self._problems[key]
         except (AttributeError, RuntimeError, TypeError):  # not tensors, not dense, or lists among the options
@@ -266,19 +268,23 @@ def _register(op: Op) -> None:
     backward_name = f"{op.name}_backward"
     LIBRARY.define(f"{backward_name}(Tensor grad, {head}, {kept},{options}, bool[] needs) -> Tensor[]")
 
+    def filled(outs):
+        """An operator's outputs are tensors: empty ones for what is not saved."""
+        return tuple(outs[0].new_empty(0) if o is None else o for o in outs)
+
+    nothing_saved = (None,) * (op.outputs - 1)
+
     def forward(*args):
         problem = op._problem(args[:tensors], args[tensors:])
-        if problem is None:  # the caller is on the reference path: nothing but the output
-            out = op.reference(*args)
-            return (out, *[out.new_empty(0) for _ in range(op.outputs - 1)])
-        return problem.forward(*args[:tensors])
+        if problem is None:
+            return filled((op.reference(*args), *nothing_saved))
+        return filled(problem.forward(*args[:tensors]))
 
     def fake(*args):
         op.check(*args)
         if not launch.path(args[0]).kernels:
-            out = op.reference(*args)
-            return (out, *[out.new_empty(0) for _ in range(op.outputs - 1)])
-        return op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors])
+            return filled((op.reference(*args), *nothing_saved))
+        return filled(op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors]))
 
     def split(args):
         grad, args, needs = args[0], args[1:-1], args[-1]

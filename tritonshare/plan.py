@@ -94,11 +94,18 @@ class Override:
     device: Device | None = None
 
 
-_override: ContextVar[Override] = ContextVar("tritonshare_override", default=Override())  # noqa: B039 (it is frozen)
+NO_OVERRIDE = Override()
+_override: ContextVar[Override] = ContextVar("tritonshare_override", default=NO_OVERRIDE)
 
 
 def override() -> Override:
     return _override.get()
+
+
+def override_key() -> Override | None:
+    """The override as a part of a key; None, which hashes at once, where there is none."""
+    value = _override.get()
+    return None if value is NO_OVERRIDE else value
 
 
 @contextmanager

@@ -112,47 +112,57 @@ class ConvProblem:
 
     # The way of the tensors.
 
-    def _empty(
-        self, batch: int, *sizes: int, dtype: torch.dtype | None = None, like_weight: bool = False
-    ) -> torch.Tensor:
-        last = self.geo.weight_channels_last if like_weight else self.geo.channels_last
-        return torch.empty(
-            (batch, *sizes), dtype=dtype or self.dtype, device=self.device, memory_format=memory_format(last)
-        )
+    @cached_property
+    def format(self) -> torch.memory_format:
+        """Of input, output and their gradients."""
+        return memory_format(self.geo.channels_last)
 
-    def _dense(self, t: torch.Tensor, like_weight: bool = False) -> torch.Tensor:
-        """t in the layout that the geometry states; a copy where it is not."""
-        last = self.geo.weight_channels_last if like_weight else self.geo.channels_last
-        return t.contiguous(memory_format=memory_format(last))
+    @cached_property
+    def weight_format(self) -> torch.memory_format:
+        return memory_format(self.geo.weight_channels_last)
 
-    def allocate(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        geo, n = self.geo, x.shape[0]
-        sizes = (geo.K, geo.h.pooled, geo.w.pooled)
-        none = x.new_empty(0)
-        return (
-            self._empty(n, *sizes),
-            self._empty(n * geo.code_planes, *sizes, dtype=torch.uint8) if geo.has_code else none,
-            self._empty(n, *sizes) if geo.aux == "input" else none,
-        )
+    @cached_property
+    def _output_sizes(self) -> tuple[int, int, int]:
+        return (self.geo.K, self.geo.h.pooled, self.geo.w.pooled)
 
-    def forward(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        y, code, aux = self.allocate(x, w, b)
+    def _empty(self, batch: int, sizes: Sequence[int], dtype: torch.dtype, form: torch.memory_format) -> torch.Tensor:
+        return torch.empty((batch, *sizes), dtype=dtype, device=self.device, memory_format=form)
+
+    def allocate(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        n, sizes, form = x.shape[0], self._output_sizes, self.format
+        y = self._empty(n, sizes, self.dtype, form)
+        code = self._empty(n * self.geo.code_planes, sizes, torch.uint8, form) if self.geo.has_code else None
+        return y, code, self._empty(n, sizes, self.dtype, form) if self.kept[2] else None
+
+    @cached_property
+    def _forward_tiles(self) -> tuple[int, int, int]:
+        """Programs per block of pixels, pooled pixels of a sample, pixels of a block."""
         geo, sizes = self.geo, self.plans["forward"]
+        k_blocks = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
+        return k_blocks, geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"]
+
+    def forward(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        outs = y, code, aux = self.allocate(x, w, b)
         n = x.shape[0]
         if n:
-            k_blocks = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
-            grid = k_blocks * ceil_div(n * geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"])
+            k_blocks, pixels, block = self._forward_tiles
             self._forward(
-                grid, self._dense(x), self._dense(w, like_weight=True), None if b is None else b.contiguous(),
-                y, code if geo.has_code else None, aux if geo.aux == "input" else None, n,
-            )  # fmt: skip
-        return y, code, aux
+                k_blocks * ceil_div(n * pixels, block),
+                x.contiguous(memory_format=self.format),
+                w.contiguous(memory_format=self.weight_format),
+                None if b is None else b.contiguous(),
+                y,
+                code,
+                aux,
+                n,
+            )
+        return outs
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         x, w, b = tensors
         return [
-            self._empty(*x.shape) if needs[0] else None,
-            self._empty(*w.shape, like_weight=True) if needs[1] else None,
+            self._empty(x.shape[0], x.shape[1:], self.dtype, self.format) if needs[0] else None,
+            self._empty(w.shape[0], w.shape[1:], self.dtype, self.weight_format) if needs[1] else None,
             torch.empty_like(b, memory_format=torch.contiguous_format) if needs[2] else None,
         ]
 
@@ -168,14 +178,14 @@ class ConvProblem:
             return [dx, dw, db]
         y, code, z = outs
         read = (
-            self._dense(grad),
+            grad.contiguous(memory_format=self.format),
             code if self.geo.has_code else None,
             {"output": y, "input": z, "": None}[self.geo.aux],
         )
         if dx is not None:
-            self._launch_backward_input(dx, read, self._dense(w, like_weight=True))
+            self._launch_backward_input(dx, read, w.contiguous(memory_format=self.weight_format))
         if dw is not None or db is not None:
-            self._launch_backward_weight(dw, db, read, self._dense(x))
+            self._launch_backward_weight(dw, db, read, x.contiguous(memory_format=self.format))
         return [dx, dw, db]
 
     def _launch_backward_input(self, dx, read, w) -> None:
