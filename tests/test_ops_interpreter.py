@@ -14,11 +14,12 @@ from tritonshare import functional, gate, plan
 pytestmark = pytest.mark.interpreter
 
 SMALL_BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 16, "BLOCK_C": 16, "BLOCK_RED": 16}
-# Tiny cases meet every family and dtype; edge cases the ones that other tests here do not already bring them.
+# Tiny cases meet every family and dtype; edge cases the ones that other tests here do not already bring them (integers
+# tie and sit on kinks).
 DATA = {
     "tiny": [(torch.float32, family) for family in gate.FAMILIES]
     + [(torch.float16, "random"), (torch.bfloat16, "random")],
-    "edge": [(torch.float32, "ties"), (torch.float32, "nonfinite"), (torch.bfloat16, "random")],
+    "edge": [(torch.float32, "nonfinite"), (torch.bfloat16, "random")],
 }
 GATED = [
     pytest.param(*parameters.values, dtype, family, id=f"{parameters.id}-{str(dtype).removeprefix('torch.')}-{family}")
@@ -69,17 +70,24 @@ def test_gate_on_drawn_geometries(op, rng):
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
-def test_integers_are_exact_in_any_program_order(op, case):
+def test_integers_are_exact(op, case):
     tensors = gate.make_tensors(case, torch.float32, family="integers")
-    found = []
-    for order in (None, "reverse"):
-        with Sanitizer(order=order):
-            found.append(results(op, tensors, **case.options))
-    assert_same_bits(zip(*found, strict=True))
+    with Sanitizer(order="reverse"):
+        found = results(op, tensors, **case.options)
     with plan.using(path="reference"):
         truth = results(op, [None if t is None else t.double() for t in tensors], **case.options)
     if all((t == t.round()).all() for t in truth):  # no smooth function in between
-        assert_same_bits((a.double(), b) for a, b in zip(found[0], truth, strict=True))
+        assert_same_bits((a.double(), b) for a, b in zip(found, truth, strict=True))
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_the_order_of_programs_does_not_matter(op, case):
+    tensors = gate.make_tensors(case, torch.float32)
+    found = []
+    for order in (None, "reverse"):
+        with Sanitizer(order=order):
+            found.append(results(op, tensors, family="random", **case.options))
+    assert_same_bits(zip(*found, strict=True))
 
 
 def to_channels_last(t):
@@ -127,7 +135,7 @@ def test_a_sample_does_not_depend_on_its_batch(op, case):
 
 LAWS = [
     pytest.param(op, case, law, id=f"{op.name}-{case.name}-{name}")
-    for op, case in (p.values for p in cases("tiny", "laws"))
+    for op, case in (p.values for p in cases("laws"))
     for name, law in op.laws.items()
 ]
 

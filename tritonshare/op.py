@@ -33,8 +33,8 @@ CACHED_PROBLEMS = 4096
 class Case:
     """A named geometry of an op: `tensors` are shapes (None for an absent optional one), `options` raw arguments.
 
-    tags: "tiny" and "edge" cases are tested in the interpreter, "tiny" and "laws" ones for the op's laws too; "layer"
-        cases are compiled and benchmarked.
+    tags: "tiny" and "edge" cases are tested in the interpreter, the first tiny one under torch's machinery, "laws"
+        ones for the op's laws too; "layer" cases are compiled and benchmarked.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Problem(Protocol):
     """An op with everything fixed but the batch, axis 0 of the first tensor: what a key stands for."""
 
     plans: Mapping[str, plan.Plan]  # by pass
+    kept: tuple[bool, ...]  # which of forward's tensors the backward reads
 
     def allocate(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """The output and what the forward saves, None where it is nothing. Also the fake kernel."""
@@ -79,8 +80,6 @@ class Problem(Protocol):
     def allocate_gradients(self, tensors: Sequence[torch.Tensor | None], needs) -> list[torch.Tensor | None]:
         """`backward`'s tensors, not computed."""
         ...
-
-    kept: tuple[bool, ...]  # which of forward's tensors the backward reads
 
     def saved_bytes(self, batch: int) -> int:
         """Bytes that the forward keeps for the backward beyond arguments and output."""

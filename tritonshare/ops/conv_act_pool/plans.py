@@ -34,14 +34,15 @@ class Ladder:
         self.geo, self.itemsize, self.device = geo, itemsize, device
         # Elements that are not neighbours in memory take an address each, and addresses take registers. So do operands:
         # all of them where products of IEEE fp32 run on the ordinary cores, those of one step on Ampere.
-        self.ampere = ampere = device.arch == "sm_80"
+        self.ampere = ampere = device.arch.startswith(("sm_8", "sm_12"))  # and what computes like it
         scattered = not geo.channels_last or geo.KG % 8 != 0 or (ampere and geo.CG % 8 != 0)
         self.side = 32 if ieee or scattered else 64
         self.most_pixels = 128 if self.side == 64 and geo.CG % 8 == 0 and not ampere else self.side
         self.most_channels = 32 if ampere else self.side
         self.most_positions = 1 if ieee else 2 if scattered else 4
-
-        self.ieee = ieee
+        # A variant's accumulators outlive many products. Ordinary cores have no registers for that; on Blackwell,
+        # Triton 3.6 gives each of them several buffers in tensor memory, more than there is, and compiles a trap.
+        self.may_share = not ieee and not device.arch.startswith("sm_10")
 
     def forward(self) -> Plan:
         geo, m = self.geo, self.side
@@ -60,6 +61,7 @@ class Ladder:
         geo, m = self.geo, self.side
         c = power_of_two(geo.CG, 16, self.side)
         if self.by_cell:
+            c = c if geo.channels_last else 16  # an address per element stored
             elements = (2 * geo.h.cells_met * geo.w.cells_met * m + self.taps * c) * 16
             return self._staged(elements, variant=BY_CELL, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=16)
         red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self._deep(geo.KG))
@@ -72,8 +74,7 @@ class Ladder:
         k = power_of_two(geo.KG, 16, self.side)
         if self.by_box and self.inside and self.taps <= 9 and geo.channels_last:
             # sums in the same order as backward_weight itself, so here the layout may choose
-            m = 16 if geo.aux else 32  # a derivative takes registers that there are none of
-            red = 16 if geo.CG % 32 else 32
+            red = 16  # an accumulator per tap: few channels at a time
             return self._staged(2 * k * m + self.boxes * m * red, variant=BY_BOX, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red)
         positions = self._positions(lambda p: geo.channels_last)
         red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
@@ -100,7 +101,7 @@ class Ladder:
         """Whether window positions share inputs, and all that a window reads fits the shared memory."""
         geo = self.geo
         shares = 1 < geo.WINDOW <= 4 and self.boxes < self.taps * geo.WINDOW and geo.CG % 16 == 0
-        return shares and not self.ieee and self._two_stages((self.boxes + self.taps) * 64 * 16)
+        return shares and self.may_share and self._two_stages((self.boxes + self.taps) * 64 * 16)
 
     @property
     def by_cell(self) -> bool:
@@ -109,7 +110,7 @@ class Ladder:
         shares = 1 < geo.h.period * geo.w.period <= 4 and geo.KG % 16 == 0
         apart = self.inside and geo.h.overlap * geo.w.overlap == 1
         met = 2 * geo.h.cells_met * geo.w.cells_met * 64 + self.taps * power_of_two(geo.CG, 16, 64)
-        return shares and apart and not (self.ieee or self.ampere) and self._two_stages(met * 16)
+        return shares and apart and self.may_share and not self.ampere and self._two_stages(met * 16)
 
     def _two_stages(self, elements: int) -> bool:
         return 2 * elements * self.itemsize <= self.device.shared // 2

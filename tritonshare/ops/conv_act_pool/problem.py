@@ -50,12 +50,10 @@ class ConvProblem:
         self.kept = (self.geo.aux == "output", self.geo.has_code, self.geo.aux == "input")
         self.overrides = dict(plan.override().plan)
         self.facts = plan.override().device or plan.facts(self.device)
+        # read here and not when a launcher needs it: torch's switch is part of the problem's key
+        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
 
     # Plans and launchers.
-
-    @cached_property
-    def precision(self) -> str:
-        return precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
 
     @cached_property
     def ladder(self) -> Ladder:
