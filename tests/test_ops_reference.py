@@ -11,6 +11,7 @@ import torch
 from tests.ops import call, case_of, cases, ops
 from tritonshare import functional, gate, launch
 from tritonshare.check import ArgumentError, ArgumentTypeError
+from tritonshare.plan import DEVICES, using
 
 pytestmark = pytest.mark.reference
 
@@ -88,6 +89,19 @@ def test_output_sizes_are_the_references(op):
         options = op.canonical(tensors, *gate.raw_options(op, case.options))
         allocated = op.problem(tensors, options).allocate(*tensors)[0]
         assert allocated.shape == op.reference(*tensors, *options).shape, case
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge", "layer"))
+def test_layouts_sum_in_the_same_order(op, case, arch):
+    orders = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        tensors = [None if s is None else torch.empty(s, dtype=torch.float16, device="meta") for s in case.tensors]
+        moved = [t.to(memory_format=layout) if t is not None and t.dim() == 4 else t for t in tensors]
+        with using(device=DEVICES[arch]):
+            problem = op.problem(moved, op.canonical(moved, *gate.raw_options(op, case.options)))
+        orders.append(problem.order())
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize("op", ops())

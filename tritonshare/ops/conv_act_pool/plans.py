@@ -47,7 +47,7 @@ class Ladder:
     def forward(self) -> Plan:
         geo, m = self.geo, self.side
         k = power_of_two(geo.KG, 16, self.most_channels)
-        if self.by_box and self._fits(geo.WINDOW, m * k):
+        if self.by_box and self._fits(geo.WINDOW, 64 * power_of_two(geo.KG, 16, 64)):
             elements = (self.boxes * m + self.taps * k) * 16
             return self._staged(elements, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=16, POSITIONS=geo.WINDOW, SHARE_INPUTS=1)
         positions = self._positions(lambda p: self._fits(p, m * k))
