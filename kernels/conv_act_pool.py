@@ -29,7 +29,7 @@ Order    reductions run over (r, s, c) resp. (r, s, k) in blocks of a size that 
 import triton
 import triton.language as tl
 
-from .tile import dot, pixels, split_reduction
+from .tile import accumulators, channels, dot, pixels, split_reduction
 
 # The byte saved per pooled element of a maximum: position i * J + j in the window, plus this bit where the
 # activation's derivative is its slope. With slope 0 (ReLU) such a byte matches no position: the element is dead.
@@ -65,9 +65,7 @@ def conv_outputs(
     DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Conv outputs without bias at window positions first .. first + POSITIONS: a tuple of fp32 [BLOCK_M, BLOCK_K]."""
-    accs = ()
-    for _ in tl.static_range(POSITIONS):
-        accs = accs + (tl.zeros([BLOCK_M, BLOCK_K], tl.float32),)
+    accs = accumulators(POSITIONS, BLOCK_M, BLOCK_K)
     for red in range(0, geo.RED, BLOCK_RED):
         rs, c = split_reduction(red, geo.CG, BLOCK_RED)
         r = rs // geo.w.taps
@@ -122,9 +120,7 @@ def conv_outputs_by_box(
     inputs and 9 of weights serve 36 products, where conv_outputs loads 36 and 9."""
     taps: tl.constexpr = geo.h.taps * geo.w.taps
     boxes: tl.constexpr = geo.h.reach * geo.w.reach
-    accs = ()
-    for _ in tl.static_range(POSITIONS):
-        accs = accs + (tl.zeros([BLOCK_M, BLOCK_K], tl.float32),)
+    accs = accumulators(POSITIONS, BLOCK_M, BLOCK_K)
     for red in range(0, geo.CG, BLOCK_RED):
         c = red + tl.arange(0, BLOCK_RED)
         c_ok = c < geo.CG
@@ -196,10 +192,7 @@ def forward(
 ):
     k_blocks: tl.constexpr = (geo.KG + BLOCK_K - 1) // BLOCK_K
     pid = tl.program_id(0)
-    pid_k = pid % (geo.groups * k_blocks)
-    group = pid_k // k_blocks
-    offs_k = (pid_k % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    k_ok = offs_k < geo.KG
+    group, offs_k, k_ok = channels(pid % (geo.groups * k_blocks), geo.KG, BLOCK_K)
     offs_k += group * geo.KG
     n, u, v = pixels(pid // (geo.groups * k_blocks), BLOCK_M, geo.h.pooled, geo.w.pooled)
     row_ok = n < N
@@ -292,6 +285,13 @@ def load_pooled(
 
 
 @triton.jit
+def alive(dy, code, geo: tl.constexpr):
+    """What of load_pooled's tile reaches some window position, fp32; not for a mean."""
+    dy = dy.to(tl.float32)
+    return tl.where(code < SLOPE_BIT, dy, 0.0) if geo.pool == "max" else dy
+
+
+@triton.jit
 def route(dy, code, code_ptr, offs, ok, position, plane_stride, geo: tl.constexpr):
     """The gradient of the conv output at a window position: what of load_pooled's tile belongs to it."""
     if geo.pool == "max":
@@ -336,11 +336,8 @@ def backward_input(
     c_blocks: tl.constexpr = (geo.CG + BLOCK_C - 1) // BLOCK_C
     phases: tl.constexpr = geo.h.period * geo.w.period
     pid = tl.program_id(0)
-    pid_c = pid % (geo.groups * c_blocks)
+    group, offs_c, c_ok = channels(pid % (geo.groups * c_blocks), geo.CG, BLOCK_C)
     phase = pid // (geo.groups * c_blocks) % phases
-    group = pid_c // c_blocks
-    offs_c = (pid_c % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_ok = offs_c < geo.CG
     # input row h is row `phase` of cell h_cell: h + origin = h_cell * period + phase
     n, h_cell, w_cell = pixels(pid // (geo.groups * c_blocks * phases), BLOCK_M, geo.h.cells, geo.w.cells)
     row_ok = n < N
@@ -463,18 +460,13 @@ def backward_input_by_cell(
     taps: tl.constexpr = geo.h.taps * geo.w.taps
     positions: tl.constexpr = geo.WINDOW
     pid = tl.program_id(0)
-    pid_c = pid % (geo.groups * c_blocks)
-    group = pid_c // c_blocks
-    offs_c = (pid_c % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_ok = offs_c < geo.CG
+    group, offs_c, c_ok = channels(pid % (geo.groups * c_blocks), geo.CG, BLOCK_C)
     n, h_cell, w_cell = pixels(pid // (geo.groups * c_blocks), BLOCK_M, geo.h.cells, geo.w.cells)
     row_ok = n < N
     row = tl.cast(n, tl.int64) * geo.y_n + (h_cell * geo.y_u + w_cell * geo.y_v + group * geo.KG * geo.y_k)
     plane_stride = tl.cast(N, tl.int64) * geo.y_n
 
-    accs = ()
-    for _ in tl.static_range(phases):
-        accs = accs + (tl.zeros([BLOCK_M, BLOCK_C], tl.float32),)
+    accs = accumulators(phases, BLOCK_M, BLOCK_C)
     for red in range(0, geo.KG, BLOCK_RED):
         k = red + tl.arange(0, BLOCK_RED)
         k_ok = k < geo.KG
@@ -529,12 +521,9 @@ def backward_weight(
     red_blocks: tl.constexpr = (geo.RED + BLOCK_RED - 1) // BLOCK_RED if dw_ptr is not None else 1
     pid = tl.program_id(0)
     red = pid % red_blocks * BLOCK_RED
-    pid_k = pid // red_blocks % (geo.groups * k_blocks)
-    split = pid // (red_blocks * geo.groups * k_blocks)
-    group = pid_k // k_blocks
-    offs_k = (pid_k % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    k_ok = offs_k < geo.KG
+    group, offs_k, k_ok = channels(pid // red_blocks % (geo.groups * k_blocks), geo.KG, BLOCK_K)
     offs_k += group * geo.KG
+    split = pid // (red_blocks * geo.groups * k_blocks)
     rs, c = split_reduction(red, geo.CG, BLOCK_RED)
     r = rs // geo.w.taps
     s = rs % geo.w.taps
@@ -551,10 +540,8 @@ def backward_weight(
         ok = row_ok[None, :] & k_ok[:, None]
         weight = mean_weight(u, v, geo)[None, :] if geo.pool == "avg" else 1.0
         dy, code = load_pooled(dy_ptr, code_ptr, aux_ptr, offs, ok, weight, geo, DERIVATIVE, DOT_TYPE)
-        if db_ptr is not None and geo.pool == "none":
-            acc_b += dy.to(tl.float32)
-        if db_ptr is not None and geo.pool == "max":
-            acc_b += tl.where(code < SLOPE_BIT, dy.to(tl.float32), 0.0)
+        if db_ptr is not None and geo.pool != "avg":
+            acc_b += alive(dy, code, geo)
         for first in range(0, geo.WINDOW, POSITIONS):
             for t in tl.static_range(POSITIONS):
                 position = first + t
@@ -625,19 +612,14 @@ def backward_weight_by_box(
     positions: tl.constexpr = geo.WINDOW
     pid = tl.program_id(0)
     pid_c = pid % c_blocks
-    pid_k = pid // c_blocks % (geo.groups * k_blocks)
-    split = pid // (c_blocks * geo.groups * k_blocks)
-    group = pid_k // k_blocks
-    offs_k = (pid_k % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    k_ok = offs_k < geo.KG
+    group, offs_k, k_ok = channels(pid // c_blocks % (geo.groups * k_blocks), geo.KG, BLOCK_K)
     offs_k += group * geo.KG
+    split = pid // (c_blocks * geo.groups * k_blocks)
     c = pid_c * BLOCK_RED + tl.arange(0, BLOCK_RED)
     c_ok = c < geo.CG
     plane_stride = tl.cast(N, tl.int64) * geo.y_n
 
-    accs = ()
-    for _ in tl.static_range(taps):
-        accs = accs + (tl.zeros([BLOCK_K, BLOCK_RED], tl.float32),)
+    accs = accumulators(taps, BLOCK_K, BLOCK_RED)
     acc_b = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
     for block in range(split * blocks_per_split, (split + 1) * blocks_per_split):
         n, u, v = pixels(block, BLOCK_M, geo.h.pooled, geo.w.pooled)
@@ -647,8 +629,8 @@ def backward_weight_by_box(
         ok = row_ok[None, :] & k_ok[:, None]
         weight = 1.0 / geo.WINDOW
         dy, code = load_pooled(dy_ptr, code_ptr, aux_ptr, offs, ok, weight, geo, DERIVATIVE, DOT_TYPE)
-        if db_ptr is not None and geo.pool == "max":
-            acc_b += tl.where(code < SLOPE_BIT, dy.to(tl.float32), 0.0)
+        if db_ptr is not None and geo.pool != "avg":
+            acc_b += alive(dy, code, geo)
         dzs = ()
         for position in tl.static_range(positions):
             dz = route(dy, code, code_ptr, offs, ok, position, plane_stride, geo)

@@ -18,6 +18,23 @@ def pixels(block, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
+def channels(block, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Group, channels within the group [BLOCK] and their mask, of channel block `block`; groups of COUNT channels."""
+    blocks: tl.constexpr = (COUNT + BLOCK - 1) // BLOCK
+    offs = block % blocks * BLOCK + tl.arange(0, BLOCK)
+    return block // blocks, offs, offs < COUNT
+
+
+@triton.jit
+def accumulators(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tuple of COUNT zero tiles, fp32 [ROWS, COLUMNS]."""
+    accs = ()
+    for _ in tl.static_range(COUNT):
+        accs = accs + (tl.zeros([ROWS, COLUMNS], tl.float32),)
+    return accs
+
+
+@triton.jit
 def split_reduction(first, INNER: tl.constexpr, BLOCK: tl.constexpr):
     """Outer and inner index of reduction elements first + lane, where outer * INNER + inner numbers them.
 
