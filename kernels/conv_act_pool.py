@@ -163,8 +163,10 @@ def mean_weight(u, v, geo: tl.constexpr):
     if geo.divisor != 0:
         weight = tl.full(u.shape, 1.0 / geo.divisor, tl.float32)
     else:
-        rows, _ = covered(u, geo.h, geo.count_include_pad)
-        cols, _ = covered(v, geo.w, geo.count_include_pad)
+        h_axis: tl.constexpr = geo.h  # Triton 3.6 takes a record as an argument, but not a record's field
+        w_axis: tl.constexpr = geo.w
+        rows, _ = covered(u, h_axis, geo.count_include_pad)
+        cols, _ = covered(v, w_axis, geo.count_include_pad)
         # windows beyond the pooled output are masked, and must not divide by zero
         weight = 1.0 / tl.cast(tl.maximum(rows * cols, 1), tl.float32)
     return weight
@@ -207,8 +209,10 @@ def forward(
     code = tl.zeros([BLOCK_M, BLOCK_K], tl.int64 if geo.pool == "avg" and geo.WINDOW > 32 else tl.int32)
     if geo.pool == "max" and not (geo.h.windows_inside and geo.w.windows_inside):
         # a window of nothing but -inf keeps its first position inside the map
-        _, i = covered(u, geo.h, False)
-        _, j = covered(v, geo.w, False)
+        h_axis: tl.constexpr = geo.h
+        w_axis: tl.constexpr = geo.w
+        _, i = covered(u, h_axis, False)
+        _, j = covered(v, w_axis, False)
         code += (i * geo.w.window + j)[:, None]
     for first in range(0, geo.WINDOW, POSITIONS):
         if SHARE_INPUTS:
@@ -344,8 +348,10 @@ def backward_input(
     row = tl.cast(n, tl.int64) * geo.y_n + (h_cell * geo.y_u + w_cell * geo.y_v + group * geo.KG * geo.y_k)
     h_phase = phase // geo.w.period
     w_phase = phase % geo.w.period
-    r_first = first_tap(h_phase, geo.h)
-    s_first = first_tap(w_phase, geo.w)
+    h_axis: tl.constexpr = geo.h
+    w_axis: tl.constexpr = geo.w
+    r_first = first_tap(h_phase, h_axis)
+    s_first = first_tap(w_phase, w_axis)
     plane_stride = tl.cast(N, tl.int64) * geo.y_n
 
     overlaps: tl.constexpr = geo.h.overlap * geo.w.overlap
@@ -357,8 +363,8 @@ def backward_input(
         s = s_first + rs % geo.w.phase_taps * geo.w.tap_step
         column_ok = (red + tl.arange(0, BLOCK_RED) < red_end) & (r < geo.h.taps) & (s < geo.w.taps)
         # through tap r, this row meets conv output p = h_cell * pool_stride - pool_pad + p_ahead
-        p_ahead, u_ahead, i_first = meets(h_phase, r, geo.h)
-        q_ahead, v_ahead, j_first = meets(w_phase, s, geo.w)
+        p_ahead, u_ahead, i_first = meets(h_phase, r, h_axis)
+        q_ahead, v_ahead, j_first = meets(w_phase, s, w_axis)
         tile_ok = row_ok[:, None] & column_ok[None, :]
         if geo.pool == "avg":  # a maximum's code never names a position outside the map; a mean has no code
             p = (h_cell * geo.h.pool_stride)[:, None] + (p_ahead - geo.h.pool_pad)[None, :]
