@@ -43,7 +43,8 @@ def split_reduction(first, INNER: tl.constexpr, BLOCK: tl.constexpr):
     """
     if INNER % BLOCK == 0:
         outer = first // INNER + tl.arange(0, 1)
-        inner = first % INNER + tl.arange(0, BLOCK)
+        # said outright, or Triton 3.6 reads element by element
+        inner = tl.multiple_of(first % INNER, BLOCK) + tl.arange(0, BLOCK)
     else:
         offs = first + tl.arange(0, BLOCK)
         outer = offs // INNER
