@@ -11,23 +11,18 @@ from tritonshare import plan
 
 pytestmark = pytest.mark.codegen
 
-# Every layer on the chip that the plans are made for; on the others and in the other dtypes, those that between them
-# have every kernel and variant: few channels, shared inputs and gradients, overlapping windows, a smooth activation.
-VARIED = ("article_conv2", "cifar_conv1", "impala_s2", "vgg1_2", "kernelbench_l2_35")
-EDGES = ("avg", "no_pool", "groups", "avg_linear", "avg_window_6x6", "ceil_mode_padded", "act_gelu", "no_pool_leaky")
-
 
 def targets():
-    for parameters in cases("layer", "tiny", "edge"):
+    """Layers and "codegen" cases on the chip that the plans are made for; "chips" cases, which between them have every
+    kernel and variant, on the others, in the other dtypes and in the other layout."""
+    for parameters in cases("layer", "codegen"):
         op, case = parameters.values
-        layer, varied, edge = "layer" in case.tags, case.name in VARIED, case.name in EDGES
-        for dtype, arch, layout in (
-            [("bf16", "sm_90", "channels_last")] * (layer or edge)
-            + [(dtype, "sm_90", "channels_last") for dtype in ("fp16", "fp32", "ieee")] * varied
-            + [("bf16", arch, "channels_last") for arch in ("sm_80", "gfx942")] * varied
-            + [("bf16", "sm_100", "channels_last")] * (case.name in VARIED[1:4])
-            + [("bf16", "sm_90", "contiguous")] * varied
-        ):
+        ways = [("bf16", "sm_90", "channels_last")]
+        if "chips" in case.tags:
+            ways += [(dtype, "sm_90", "channels_last") for dtype in ("fp16", "fp32", "ieee")]
+            ways += [("bf16", arch, "channels_last") for arch in plan.DEVICES if arch != "sm_90"]
+            ways += [("bf16", "sm_90", "contiguous")]
+        for dtype, arch, layout in ways:
             yield pytest.param(op, case, dtype, arch, layout, id=f"{parameters.id}-{dtype}-{arch}-{layout}")
 
 

@@ -34,7 +34,7 @@ class Case:
     """A named geometry of an op: `tensors` are shapes (None for an absent optional one), `options` raw arguments.
 
     tags: "tiny" and "edge" cases are tested in the interpreter, the first tiny one under torch's machinery, "laws"
-        ones for the op's laws too; "layer" cases are compiled and benchmarked.
+        ones for the op's laws too; "layer" and "codegen" cases are compiled, "chips" ones for every chip.
     """
 
     name: str
