@@ -229,7 +229,7 @@ def _inspect_cubin(target: str, cubin: bytes, shared: int) -> Code:
 _GCN_INSTRUCTION = re.compile(r"^\t((?:[sv]|ds|global|buffer|flat|scratch)_\w+)([^;\n]*)", re.MULTILINE)
 
 
-def counts_of_scratch(counts: Counter[str]) -> int:
+def _scratch_bytes(counts: Counter[str]) -> int:
     """Bytes that scratch instructions move, at four a lane or more."""
     return 4 * sum(n for opcode, n in counts.items() if re.match(_AMD.spill, opcode))
 
@@ -248,7 +248,7 @@ def _inspect_amdgcn(target: str, listing: str, shared: int) -> Code:
         registers=note("vgpr_count"),
         # A vector register spilled into the accumulation registers leaves the private segment empty. A scalar one goes
         # to a lane of a vector register and reaches no memory, though the private segment may reserve room for it.
-        spill_bytes=max(4 * note("vgpr_spill_count"), counts_of_scratch(counts)),
+        spill_bytes=max(4 * note("vgpr_spill_count"), _scratch_bytes(counts)),
         shared_bytes=max(shared, note("group_segment_fixed_size")),
         instructions=counts.total(),
         counts=counts,
