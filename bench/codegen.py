@@ -3,6 +3,10 @@
     python -m bench.codegen                              every layer and pass, bf16, channels_last, sm_90
     python -m bench.codegen --case vgg1_2 --dtype fp32 --arch sm_100
     python -m bench.codegen --json evidence.json
+    python -m bench.codegen --record                     what the tests hold later compilations against
+
+The record is of one version of Triton (bench/results/offline); the codegen lane fails where a kernel of a layer spills
+more than recorded, or has lost matrix instructions or wide accesses.
 """
 
 from __future__ import annotations
@@ -14,82 +18,115 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.launches import DTYPES, record_call
+import torch
+import triton
+from packaging.version import Version
+
+from bench.launches import NUMBERS, RecordedLaunch, numbers, record_call
 from bench.roofs import H200
-from bench.sass import inspect
+from bench.sass import Code, inspect
+from bench.selection import SelectionError, cases
 from tritonshare import plan
-from tritonshare.op import REGISTRY, Case, Op
+from tritonshare.op import Case, Op
 
 COLUMNS = {
     "case": "<20", "kernel": "<23", "registers": ">4", "spill": ">5", "shared": ">7", "matrix": ">6", "async": ">5",
     "wide": ">5", "narrow": ">6", "shuffles": ">5", "instructions": ">6", "MB": ">8", "GFLOP": ">8", "floor_us": ">8",
 }  # fmt: skip
 HEADINGS = {"registers": "regs", "shuffles": "shfl", "instructions": "instr"}
+RECORDED = {"dtype": "bf16", "arch": "sm_90", "layout": "channels_last"}
 
 
-def evidence(op: Op, case: Case, dtype: str, arch: str, channels_last: bool) -> Iterator[dict[str, Any]]:
+def evidence(op: Op, case: Case, dtype: str, arch: str, layout: str) -> Iterator[dict[str, Any]]:
     """A row for each launch of a case: forward, then the gradients of all its tensors."""
-    recorded = record_call(op, case, DTYPES[dtype], arch, channels_last=channels_last)
-    costs = recorded.problem.cost(case.tensors[0][0])
-    product = dtype if dtype != "fp32" else op.precision()
+    with numbers(dtype) as torch_dtype:
+        recorded = record_call(op, case, torch_dtype, arch, channels_last=layout == "channels_last")
+    costs = recorded.problem.cost(case.tensors[0][0], [True] * op.tensors)
     for launch in recorded.launches:
-        code = inspect(launch.compile(arch))
-        cost = next((c for name, c in costs.items() if launch.kernel.startswith(name)), None)
-        row = {
-            "op": op.name, "case": case.name, "kernel": launch.kernel, "dtype": dtype, "arch": arch,
-            "layout": "channels_last" if channels_last else "contiguous", "plan": str(launch.plan), "grid": launch.grid,
-            "registers": code.registers, "spill": code.spill_bytes, "shared": code.shared_bytes,
-            "matrix": code.tensor_core, "async": code.async_copies, "wide": code.wide_loads + code.wide_stores,
-            "narrow": code.narrow_loads + code.narrow_stores, "shuffles": code.shuffles,
-            "instructions": code.instructions,
-        }  # fmt: skip
-        if cost is not None:
-            floor = H200.floor(cost, product)
-            row |= {"MB": cost.bytes / 1e6, "GFLOP": cost.flops / 1e9, "floor_us": floor}
+        pass_ = next((name for name in costs if launch.kernel.startswith(name)), None)
+        row = {"op": op.name, "case": case.name, "pass": pass_, "dtype": dtype, "arch": arch, "layout": layout}
+        row |= compiled(launch, inspect(launch.compile(arch)))
+        if pass_ is not None:
+            cost = costs[pass_]
+            row |= {"bytes": cost.bytes, "flops": cost.flops, "floor_us": H200.floor(cost, dtype)}
         yield row
 
 
+def compiled(launch: RecordedLaunch, code: Code) -> dict[str, Any]:
+    """What is counted of a launch."""
+    return {
+        "kernel": launch.kernel, "plan": str(launch.plan), "grid": launch.grid,
+        "registers": code.registers, "spill": code.spill_bytes, "shared": code.shared_bytes,
+        "matrix": code.tensor_core, "async": code.async_copies, "wide": code.wide_loads + code.wide_stores,
+        "narrow": code.narrow_loads + code.narrow_stores, "shuffles": code.shuffles, "instructions": code.instructions,
+    }  # fmt: skip
+
+
+def record_file() -> Path:
+    version = Version(triton.__version__)
+    name = f"{RECORDED['arch']}-triton-{version.major}.{version.minor}.json"
+    return Path(__file__).parent / "results" / "offline" / name
+
+
+def document(rows: list[dict[str, Any]]) -> str:
+    """The evidence as a file."""
+    head = {"tool": "bench.codegen", "triton": triton.__version__, "torch": torch.__version__}
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    return json.dumps(head)[:-1] + f', "rows": [\n{lines}\n]}}\n'
+
+
+def regressions(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """What a kernel has lost against its record, as sentences."""
+    problems = []
+    if found["spill"] > recorded["spill"]:
+        problems.append(f"spills {found['spill']} bytes, recorded were {recorded['spill']}")
+    losses = {"matrix": "matrix instructions", "wide": "wide accesses", "async": "asynchronous copies"}
+    for column, what in losses.items():
+        if found[column] < recorded[column]:
+            problems.append(f"has {found[column]} {what}, recorded were {recorded[column]}")
+    return problems
+
+
 def line(row: dict[str, Any]) -> str:
-    def cell(name: str) -> str:
-        value = row.get(name, "")
-        return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-    return "  ".join(f"{cell(name):{form}}" for name, form in COLUMNS.items())
-
-
-def chosen(names: list[str] | None, known: list[str], what: str) -> list[str]:
-    unknown = sorted(set(names or ()) - set(known))
-    if unknown:
-        print(f"bench.codegen: unknown {what} {unknown[0]!r}; known are {', '.join(known)}", file=sys.stderr)
-        raise SystemExit(2)
-    return names or known
+    """A row of the table; a row of headings where the cells are strings."""
+    cells = row
+    if "bytes" in row:
+        cells = {**row, "MB": row["bytes"] / 1e6, "GFLOP": row["flops"] / 1e9}
+    texts = (f"{v:.1f}" if isinstance(v, float) else str(v) for v in (cells.get(name, "") for name in COLUMNS))
+    return "  ".join(f"{text:{form}}" for text, form in zip(texts, COLUMNS.values(), strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.codegen", description=__doc__.split("\n")[0])
     parser.add_argument("--op", action="append", help="an op's name (default: all)")
     parser.add_argument("--case", action="append", help="a case's name (default: all layers)")
-    parser.add_argument("--arch", default="sm_90", choices=tuple(plan.DEVICES))
-    parser.add_argument("--dtype", default="bf16", choices=tuple(DTYPES))
+    parser.add_argument("--arch", default=RECORDED["arch"], choices=tuple(plan.DEVICES))
+    parser.add_argument("--dtype", default=RECORDED["dtype"], choices=tuple(NUMBERS))
     parser.add_argument("--contiguous", action="store_true", help="NCHW tensors instead of channels_last ones")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    parser.add_argument("--record", action="store_true", help="write every layer's rows to bench/results/offline")
     args = parser.parse_args(argv)
-    ops = [REGISTRY[name] for name in chosen(args.op, list(REGISTRY), "op")]
-    names = [case.name for op in ops for case in op.cases]
-    wanted = chosen(args.case, names, "case") if args.case else None
+    way = {"dtype": args.dtype, "arch": args.arch, "layout": "contiguous" if args.contiguous else "channels_last"}
+    if args.record and (args.op or args.case or way != RECORDED):
+        parser.error("--record takes every layer, in bf16, channels_last, for sm_90: leave the other options out")
+    try:
+        selected = cases(args.op, args.case, "layer")
+    except SelectionError as error:
+        print(f"bench.codegen: {error}", file=sys.stderr)
+        return 2
 
     print(line({name: HEADINGS.get(name, name) for name in COLUMNS}))
     rows = []
-    for op in ops:
-        for case in op.cases:
-            if case.name in wanted if wanted else "layer" in case.tags:
-                for row in evidence(op, case, args.dtype, args.arch, not args.contiguous):
-                    rows.append(row)
-                    print(line(row), flush=True)
+    for op, case in selected:
+        for row in evidence(op, case, **way):
+            rows.append(row)
+            print(line(row), flush=True)
     print("\nfloor_us is MODELLED, not measured: the larger of the bytes' and the products' time at the rates of an")
     print(f"{H200.name} (bench/roofs.py). Counts are static: an instruction in a loop counts once.")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    for path in (args.json, record_file() if args.record else None):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(document(rows))
     return 0
 
 

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,28 @@ from tritonshare import launch, plan
 from tritonshare.op import Case, Op, Problem, explaining
 from tritonshare.plan import Plan
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# How a call computes: the dtype of its tensors, and torch's switch for the products of fp32.
+NUMBERS = {
+    "bf16": (torch.bfloat16, "tf32"),
+    "fp16": (torch.float16, "tf32"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),
+}
+
+
+@contextmanager
+def numbers(name: str) -> Iterator[torch.dtype]:
+    """The dtype of that name, with torch's switches set for it."""
+    dtype, products = NUMBERS[name]
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = products
+        yield dtype
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,11 @@ def case_tensors(case: Case, dtype: torch.dtype, *, device: str, channels_last: 
 def call(op: Op, tensors: Sequence[Any], case: Case) -> torch.Tensor:
     """The op's public function on `tensors`, with a case's options."""
     return getattr(tritonshare.functional, op.name)(*tensors, **case.options)
+
+
+def needs(case: Case) -> list[bool]:
+    """Which of a case's tensors want a gradient, where it stands in a network."""
+    return [shape is not None and not (i == 0 and "data" in case.tags) for i, shape in enumerate(case.tensors)]
 
 
 def record_call(op: Op, case: Case, dtype: torch.dtype, arch: str, *, channels_last: bool = True) -> RecordedCall:

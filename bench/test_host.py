@@ -1,62 +1,47 @@
-"""Host time: microseconds of a call, with the device stubbed out, beside calls that do as little as torch allows.
+"""Host time: microseconds of a call with the device stubbed out, beside calls that do as little as torch allows.
 
-Run by `pytest bench`. Rows: `ours` is an op's public function (checked, planned, allocated, launched into a stub);
-`function` a torch.autograd.Function that only allocates its output; `torch` is the reference's first torch call on
-tensors so small that its arithmetic is nothing.
+Run by `pytest bench`, on any machine. Rows: "ours" is an op's public function (checked, planned, allocated, launched
+into a stub); "autograd.Function" one that only allocates its output; "torch" the op's reference on tensors so small
+that their arithmetic is nothing.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from math import prod
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from bench.launches import call
-from tests.stub_driver import stub_driver
+from bench.stub_driver import stub_driver
+from bench.suite import PASSES
 from tritonshare import gate, launch
 from tritonshare.op import REGISTRY, Case
 
-DTYPE = torch.float16
 ROUNDS = {"rounds": 200, "iterations": 100, "warmup_rounds": 20}
-WAYS = ("no_grad", "forward", "forward_backward")
 
 
-@pytest.fixture
-def device_stub(monkeypatch):
-    monkeypatch.setattr(launch, "path_of", lambda device, dtype: launch.Path(True, "a stub driver"))
-    with stub_driver() as gpu:
-        yield gpu
-
-
-def small(op):
+def one_sample(op):
     """The op's first case, one sample of it."""
     case = next(case for case in op.cases if "tiny" in case.tags)
     first, *rest = case.tensors
     return Case(case.name, case.tags, ((1, *first[1:]), *rest), case.options)
 
 
-def measure(benchmark, way, function, tensors):
-    if way == "no_grad":
-        with torch.no_grad():
-            benchmark.pedantic(function, tensors, **ROUNDS)
-        return
-    leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    if way == "forward":
-        benchmark.pedantic(function, leaves, **ROUNDS)
-        return
-    grad = torch.empty_like(function(*leaves))
-    wanted = [t for t in leaves if t is not None]
-    benchmark.pedantic(lambda: torch.autograd.grad(function(*leaves), wanted, grad), **ROUNDS)
+def smallest(op):
+    """The op's case with the fewest elements, if not none."""
+    counted = [(sum(prod(shape) for shape in case.tensors if shape), case.name, case) for case in op.cases]
+    return min((entry for entry in counted if 0 not in entry[2].tensors[0]), key=lambda entry: entry[:2])[2]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("op", REGISTRY.values(), ids=list(REGISTRY))
-def test_ours(benchmark, device_stub, op, way):
-    benchmark.group = f"{op.name} {way}"
-    case = small(op)
-    tensors = gate.make_tensors(case, DTYPE)
-    device_stub.recording = False
-    measure(benchmark, way, lambda *t: call(op, t, case), tensors)
+@contextmanager
+def ours(op, monkeypatch):
+    case = one_sample(op)
+    monkeypatch.setattr(launch, "path_of", lambda device, dtype: launch.Path(True, "a stub driver"))
+    with stub_driver() as gpu:
+        gpu.recording = False
+        yield case, torch.float16, lambda *tensors: call(op, tensors, case)
 
 
 class Bare(torch.autograd.Function):
@@ -70,15 +55,40 @@ class Bare(torch.autograd.Function):
         return tuple(None if t is None else torch.empty_like(t) for t in ctx.saved_tensors)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@contextmanager
+def bare(op, monkeypatch):
+    yield one_sample(op), torch.float16, Bare.apply
+
+
+@contextmanager
+def in_torch(op, monkeypatch):
+    case = smallest(op)
+    tensors = gate.make_tensors(case, torch.float32)
+    options = op.canonical(tensors, *gate.raw_options(op, case.options))
+    yield case, torch.float32, lambda *tensors: op.reference(*tensors, *options)
+
+
+PROVIDERS = {"ours": ours, "autograd.Function": bare, "torch": in_torch}
+
+
+@pytest.mark.parametrize("pass_", [name for name in PASSES if name != "backward"])
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("op", REGISTRY.values(), ids=list(REGISTRY))
-def test_function(benchmark, op, way):
-    benchmark.group = f"{op.name} {way}"
-    measure(benchmark, way, Bare.apply, gate.make_tensors(small(op), DTYPE))
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_torch_conv2d(benchmark, way):
-    benchmark.group = f"conv2d_act_pool {way}"
-    tensors = [torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1)]
-    measure(benchmark, way, F.conv2d, tensors)
+def test_host(benchmark, monkeypatch, op, provider, pass_):
+    benchmark.group = f"{op.name} host {pass_}"
+    with PROVIDERS[provider](op, monkeypatch) as (case, dtype, function):
+        fields = {"op": op.name, "case": case.name, "dtype": str(dtype).removeprefix("torch.")}
+        benchmark.params = {**fields, "pass": pass_, "provider": provider}
+        benchmark.extra_info |= {"clock": "host", **benchmark.params}
+        tensors = gate.make_tensors(case, dtype)
+        if pass_ == "inference":
+            with torch.no_grad():
+                benchmark.pedantic(function, tensors, **ROUNDS)
+            return
+        leaves = [t if t is None else t.requires_grad_() for t in tensors]
+        if pass_ == "training":
+            benchmark.pedantic(function, leaves, **ROUNDS)
+            return
+        grad = torch.empty_like(function(*leaves))
+        wanted = [t for t in leaves if t is not None]
+        benchmark.pedantic(lambda: torch.autograd.grad(function(*leaves), wanted, grad), **ROUNDS)

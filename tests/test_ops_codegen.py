@@ -1,10 +1,14 @@
 """Every kernel of every op, compiled for real chips as its launches would be: no spills, matrix instructions, wide
-accesses, no shuffles in the pooling. Layers, plans and launches come from the registry."""
+accesses, no shuffles in the pooling, and nothing lost against the record. Layers, plans and launches come from the
+registry."""
+
+import json
 
 import pytest
 import torch
 
-from bench.launches import DTYPES, record_call
+from bench import codegen
+from bench.launches import numbers, record_call
 from bench.sass import inspect
 from tests.ops import cases
 from tritonshare import plan
@@ -17,28 +21,19 @@ def targets():
     kernel and variant, on the others, in the other dtypes and in the other layout."""
     for parameters in cases("layer", "codegen"):
         op, case = parameters.values
-        ways = [("bf16", "sm_90", "channels_last")]
+        ways = [tuple(codegen.RECORDED.values())]
         if "chips" in case.tags:
-            ways += [(dtype, "sm_90", "channels_last") for dtype in ("fp16", "fp32", "ieee")]
+            ways += [(dtype, "sm_90", "channels_last") for dtype in ("fp16", "tf32", "fp32")]
             ways += [("bf16", arch, "channels_last") for arch in plan.DEVICES if arch != "sm_90"]
             ways += [("bf16", "sm_90", "contiguous")]
         for dtype, arch, layout in ways:
             yield pytest.param(op, case, dtype, arch, layout, id=f"{parameters.id}-{dtype}-{arch}-{layout}")
 
 
-@pytest.fixture
-def switch():
-    """torch's switch for the products of fp32, put back afterwards."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    yield lambda value: setattr(torch.backends.cudnn.conv, "fp32_precision", value)
-    torch.backends.cudnn.conv.fp32_precision = before
-
-
-@pytest.mark.parametrize(("op", "case", "dtype", "arch", "layout"), targets())
-def test_compiles_well(op, case, dtype, arch, layout, switch):
-    switch("ieee" if dtype == "ieee" else "tf32")
-    element = "fp32" if dtype == "ieee" else dtype
-    recorded = record_call(op, case, DTYPES[element], arch, channels_last=layout == "channels_last")
+@pytest.mark.parametrize(("op", "case", "dtype", "arch", "layout"), [*targets()])
+def test_compiles_well(op, case, dtype, arch, layout):
+    with numbers(dtype) as torch_dtype:
+        recorded = record_call(op, case, torch_dtype, arch, channels_last=layout == "channels_last")
     assert recorded.launches
     for launch in recorded.launches:
         code = inspect(launch.compile(arch))
@@ -46,10 +41,32 @@ def test_compiles_well(op, case, dtype, arch, layout, switch):
         assert not code.spilled, told
         assert code.shared_bytes <= plan.DEVICES[arch].shared, told
         multiplies = "PRECISION" in launch.launcher.constants
-        if multiplies and dtype != "ieee":
+        if multiplies and dtype != "fp32":
             assert code.tensor_core, told
         if arch == "sm_90" and layout == "channels_last":
             check_accesses(launch, code, told)
+        if "layer" in case.tags and (dtype, arch, layout) == tuple(codegen.RECORDED.values()):
+            check_record(op, case, launch, code)
+
+
+def check_record(op, case, launch, code):
+    """The kernel has the recorded plan and has lost nothing; a change for the better, or of plan, is recorded anew."""
+    found, key = codegen.compiled(launch, code), (op.name, case.name, launch.kernel)
+    record = json.loads(codegen.record_file().read_text())
+    rows = {(row["op"], row["case"], row["kernel"]): row for row in record["rows"]}
+    advice = "run python -m bench.codegen --record, once with each Triton, and look at what changed"
+    assert key in rows, f"{key} is not recorded: {advice}"
+    assert found["plan"] == rows[key]["plan"], f"{key} has another plan than recorded: {advice}"
+    assert codegen.regressions(found, rows[key]) == [], key
+
+
+def test_a_loss_against_the_record_is_told():
+    recorded = {"spill": 0, "matrix": 16, "wide": 8, "async": 4}
+    assert codegen.regressions(recorded, recorded) == []
+    assert codegen.regressions({**recorded, "matrix": 32, "wide": 9}, recorded) == []
+    for column, worse in (("spill", 4), ("matrix", 8), ("wide", 7), ("async", 0)):
+        (sentence,) = codegen.regressions({**recorded, column: worse}, recorded)
+        assert f"recorded were {recorded[column]}" in sentence
 
 
 def check_accesses(launch, code, told):

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench.stub_driver import stub_driver
 from tests.guard import Guard
 from tests.ops import call, case_of, cases, ops
-from tests.stub_driver import stub_driver
 from tritonshare import gate, launch, plan
 from tritonshare.check import ArgumentError
 

@@ -1,4 +1,4 @@
-"""tests/stub_driver.py records every launch, however it is made, and refuses those that a GPU would get wrong."""
+"""bench/stub_driver.py records every launch, however it is made, and refuses those that a GPU would get wrong."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver as drivers
 from triton.runtime.jit import JITFunction
 
-from tests.stub_driver import LaunchError, stub_driver
+from bench.stub_driver import LaunchError, stub_driver
 
 pytestmark = pytest.mark.stub
 

@@ -45,7 +45,7 @@ def compare(name: str, ours: torch.Tensor, truth: torch.Tensor, yardstick: torch
     if ours.shape != truth.shape:
         return Comparison(name, 0.0, 0.0, f"has shape {list(ours.shape)}, expected {list(truth.shape)}")
     eps = torch.finfo(ours.dtype).eps
-    ours, truth, yardstick = (t.detach().to("cpu", torch.float64) for t in (ours, truth, yardstick))
+    ours, truth, yardstick = (t.detach().to(truth.device, torch.float64) for t in (ours, truth, yardstick))
     overflowed = truth.isfinite() & ~yardstick.isfinite() & ~ours.isfinite()
     finite = truth.isfinite() & ~overflowed
     known = finite & yardstick.isfinite()
@@ -110,9 +110,12 @@ def make_gradient(output: torch.Tensor, family: str = "random", seed: int = 1) -
 
 
 def run(
-    function: Callable[..., torch.Tensor], tensors: Tensors, grad: Callable | torch.Tensor
+    function: Callable[..., torch.Tensor], tensors: Tensors, grad: Callable | torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """The output of function(*tensors) and the gradients of all tensors, by name."""
+    """The output of function(*tensors) and the gradients of all tensors, by name; without `grad`, the output alone."""
+    if grad is None:
+        with torch.no_grad():
+            return {"output": function(*tensors)}
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     output = function(*leaves)
     gradient = grad(output) if callable(grad) else grad.to(output)
@@ -122,19 +125,33 @@ def run(
     return {"output": output.detach(), **dict(zip(names, grads, strict=True))}
 
 
+class Judge:
+    """Truth and torch's own error of one call, to hold results against.
+
+    truth_device: where fp64 is computed; the CPU unless the call is too large for it.
+    """
+
+    def __init__(
+        self, op: Op, case: Case, tensors: Tensors, family: str = "random", truth_device: torch.device | str = "cpu"
+    ) -> None:
+        options = op.canonical(tensors, *raw_options(op, case.options))
+
+        def reference(*args: torch.Tensor | None) -> torch.Tensor:
+            return op.reference(*args, *options)
+
+        plain = [None if t is None else t.detach().contiguous() for t in tensors]
+        self.tensors = tensors
+        self.yardstick = run(reference, plain, lambda out: make_gradient(out, family))
+        self.grad = make_gradient(self.yardstick["output"], family)
+        exact = [None if t is None else t.to(truth_device, torch.float64) for t in plain]
+        self.truth = run(reference, exact, self.grad)
+
+    def __call__(self, function: Callable[..., torch.Tensor], *, gradients: bool = True) -> list[Comparison]:
+        """`function`, on the call's tensors, through the gate: its output and every gradient."""
+        found = run(function, self.tensors, self.grad if gradients else None)
+        return [compare(name, found[name], self.truth[name], self.yardstick[name]) for name in found]
+
+
 def check(op: Op, case: Case, tensors: Tensors, family: str = "random") -> list[Comparison]:
     """The public function of `op` on `tensors`, forward and every gradient, through the gate."""
-    options = op.canonical(tensors, *raw_options(op, case.options))
-
-    def reference(*args: torch.Tensor | None) -> torch.Tensor:
-        return op.reference(*args, *options)
-
-    def ours(*args: torch.Tensor | None) -> torch.Tensor:
-        return getattr(functional, op.name)(*args, **case.options)
-
-    found = run(ours, tensors, lambda out: make_gradient(out, family))
-    grad = make_gradient(found["output"], family)
-    plain = [None if t is None else t.detach().contiguous() for t in tensors]
-    yardstick = run(reference, plain, grad)
-    truth = run(reference, [None if t is None else t.cpu().double() for t in plain], grad)
-    return [compare(name, found[name], truth[name], yardstick[name]) for name in found]
+    return Judge(op, case, tensors, family)(lambda *args: getattr(functional, op.name)(*args, **case.options))

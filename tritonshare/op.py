@@ -34,7 +34,9 @@ class Case:
     """A named geometry of an op: `tensors` are shapes (None for an absent optional one), `options` raw arguments.
 
     tags: "tiny" and "edge" cases are tested in the interpreter, the first tiny one under torch's machinery, "laws"
-        ones for the op's laws too; "layer" and "codegen" cases are compiled, "chips" ones for every chip.
+        ones for the op's laws too; "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and
+        "bench" cases are timed, "both_layouts" ones contiguous too, and "data" ones without a gradient of the first
+        tensor, as the first layer of a network has it.
     """
 
     name: str
@@ -55,6 +57,26 @@ class Cost:
 
     bytes: int
     flops: int
+
+
+class Unavailable(Exception):
+    """A rival cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another way to compute an op, to be timed beside it.
+
+    build: canonical options -> a function of the op's tensors; raises Unavailable.
+    layout: the one that it likes best, "contiguous" or "channels_last"; None for that of the case.
+    trains: whether it has gradients.
+    patience: 0 runs at once, 1 compiles, 2 compiles and tunes, for minutes.
+    """
+
+    build: Callable[[tuple[Any, ...]], Callable[..., torch.Tensor]]
+    layout: str | None = None
+    trains: bool = True
+    patience: int = 0
 
 
 class Problem(Protocol):
@@ -89,8 +111,8 @@ class Problem(Protocol):
         """Bytes that the forward keeps for the backward beyond arguments and output."""
         ...
 
-    def cost(self, batch: int) -> dict[str, Cost]:
-        """By pass."""
+    def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
+        """By pass, of those that compute the output and the gradients that `needs` asks for."""
         ...
 
 
@@ -108,6 +130,7 @@ class Op:
     precision: torch's switch for products of fp32: "tf32" or "ieee".
     draw: a random small case, for property tests.
     laws: identities that hold bit for bit on integer-valued tensors.
+    rivals: what benchmarks set beside it, by name, beyond its reference, eager and compiled.
     """
 
     name: str
@@ -121,6 +144,7 @@ class Op:
     precision: Callable[[], str]
     draw: Callable[[random.Random], Case]
     laws: Mapping[str, Law]
+    rivals: Mapping[str, Rival]
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from .laws import LAWS
 from .options import canonical
 from .problem import ConvProblem, precision
 from .reference import reference
+from .rivals import RIVALS
 
 CONV2D_ACT_POOL = Op(
     name="conv2d_act_pool",
@@ -22,4 +23,5 @@ CONV2D_ACT_POOL = Op(
     precision=precision,
     draw=draw,
     laws=LAWS,
+    rivals=RIVALS,
 )

@@ -229,20 +229,22 @@ class ConvProblem:
         y = batch * self.geo.y_n
         return (y * self.geo.code_planes if self.kept[1] else 0) + (y * self.dtype.itemsize if self.kept[2] else 0)
 
-    def cost(self, batch: int) -> dict[str, Cost]:
+    def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
         geo, size = self.geo, self.dtype.itemsize
         x, w = batch * geo.x_n, geo.K * geo.RED
         y = batch * geo.y_n
         code = y * geo.code_planes if geo.has_code else 0
         aux = y * size if geo.aux else 0
-        flops = 2 * batch * geo.h.pooled * geo.w.pooled * geo.WINDOW * geo.K * geo.RED
-        dense_flops = 2 * batch * geo.h.conv * geo.w.conv * geo.K * geo.RED
+        # conv outputs: those of all windows, or each of them once where windows overlap
+        outputs = min(geo.h.pooled * geo.w.pooled * geo.WINDOW, geo.h.conv * geo.w.conv)
+        flops = 2 * batch * outputs * geo.K * geo.RED
         written_aux = aux if geo.aux == "input" else 0
-        return {
-            "forward": Cost((x + w + geo.K + y) * size + code + written_aux, flops),
-            "backward_input": Cost((y + w + x) * size + code + aux, dense_flops),
-            "backward_weight": Cost((y + x + w + geo.K) * size + code + aux, flops),
-        }
+        costs = {"forward": Cost((x + w + geo.K + y) * size + code + written_aux, flops)}
+        if needs[0]:
+            costs["backward_input"] = Cost((y + w + x) * size + code + aux, flops)
+        if needs[1] or needs[2]:
+            costs["backward_weight"] = Cost((y + x + w + geo.K) * size + code + aux, flops)
+        return costs
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:

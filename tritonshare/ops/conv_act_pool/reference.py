@@ -17,15 +17,16 @@ ACTIVATIONS = {
 }
 
 
-def reference(
-    input, weight, bias, stride, padding, dilation, groups,
-    activation, pool, pool_size, pool_stride, pool_padding, ceil_mode, count_include_pad,
-):  # fmt: skip
+def reference(input, weight, bias, stride, padding, dilation, groups, activation, *pooling):
     top, bottom, left, right = padding
     if (top, left) != (bottom, right):
         input = F.pad(input, (left, right, top, bottom))
         top = left = 0
-    out = ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, (top, left), dilation, groups))
+    out = F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
+    return pooled(ACTIVATIONS[activation](out), *pooling)
+
+
+def pooled(out, pool, pool_size, pool_stride, pool_padding, ceil_mode, count_include_pad):
     if pool == "max":
         return F.max_pool2d(out, pool_size, pool_stride, pool_padding, ceil_mode=ceil_mode)
     if pool == "avg":
