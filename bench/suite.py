@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import torch._functorch.config
 
 from bench.launches import NUMBERS, call, case_tensors, in_layout, needs, numbers
 from bench.roofs import Roofs
@@ -228,12 +229,9 @@ def least(setting: Setting, pass_: str) -> Cost:
     dtype, _ = NUMBERS[setting.dtype]
     tensors = [None if s is None else torch.empty(s, dtype=dtype, device="meta") for s in case.tensors]
     problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
-    costs = problem.cost(case.tensors[0][0], needs(case))
+    costs = problem.cost(case.tensors[0][0], [pass_ != "inference" and wanted for wanted in needs(case)])
     forward, backward = [costs.pop("forward")], [*costs.values()]
-    if pass_ in ("inference", "training"):
-        counted = forward
-    else:
-        counted = backward if pass_ == "backward" else forward + backward
+    counted = {"inference": forward, "training": forward, "backward": backward, "both": forward + backward}[pass_]
     return Cost(sum(c.bytes for c in counted), sum(c.flops for c in counted))
 
 
@@ -247,7 +245,9 @@ TimeRounds = Callable[[Call, int, int], Sequence[float]]  # (replay, its calls, 
 def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -> dict[str, Any]:
     """A row's figures, device time by `time_rounds`. Raises Unavailable or Failed."""
     setting, pass_ = row.setting, row.pass_
-    with numbers(setting.dtype), machine.stream():
+    # a backward that runs again must not have been compiled to overwrite what was saved for it
+    kept = torch._functorch.config.patch(donated_buffer=False)
+    with numbers(setting.dtype), machine.stream(), kept:
         ready = prepared(machine, setting, row.provider)
         if isinstance(ready, Exception):
             raise ready

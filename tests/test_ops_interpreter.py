@@ -171,6 +171,17 @@ def test_only_what_is_promised_is_saved(op, case):
     assert extra <= output.numel() * (1 + output.itemsize) or "window" in case.name
 
 
+@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
+def test_nothing_is_saved_where_no_gradient_is_wanted(op, case):
+    tensors = gate.make_tensors(case, torch.float32)
+    expected = results(op, tensors, family="random", **case.options)[0]
+    with Sanitizer(), poisoned_allocations() as memory:
+        output = call(op, tensors, **case.options)
+    memory.check_written(output)
+    assert len(memory.guards) == (output.numel() > 0)
+    assert_same_bits([(output, expected)])
+
+
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))
 def test_only_the_gradients_asked_for_are_computed(op, case):
     tensors = gate.make_tensors(case, torch.float32)

@@ -68,6 +68,20 @@ def test_a_repeated_call_neither_compiles_nor_binds(gpu, op):
 
 
 @pytest.mark.parametrize("op", ops())
+def test_calls_with_and_without_gradients_are_kernels_of_their_own(gpu, op):
+    case = case_of(op, "tiny")
+    tensors = leaves(case)
+    for _ in range(2):
+        backward(call(op, tensors, **case.options), tensors)
+        with torch.no_grad():
+            call(op, tensors, **case.options)
+    with_gradients, without = gpu.launches[0], gpu.launches[-1]
+    assert with_gradients.name == without.name
+    absent = [name for name, value in without.arguments.items() if value is None]
+    assert any(isinstance(with_gradients.arguments[name], torch.Tensor) for name in absent), "nothing was spared"
+
+
+@pytest.mark.parametrize("op", ops())
 def test_an_unaligned_view_is_compiled_once_for_itself(gpu, op):
     case = case_of(op, "tiny")
     tensors = gate.make_tensors(case, torch.float16)

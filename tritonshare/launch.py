@@ -120,7 +120,7 @@ class Launcher:
 
     def _launch(self, grid: int, args: tuple[Any, ...]) -> None:
         # what Triton specialises a kernel on, beside the constants: which arguments are None, and 16-byte alignment
-        key = tuple([a is None if a is None or type(a) is int else a.data_ptr() % 16 == 0 for a in args])
+        key = tuple([None if a is None else type(a) is int or a.data_ptr() % 16 == 0 for a in args])
         compiled = self._compiled.get(key)
         if compiled is not None:
             compiled[(grid, 1, 1)](*args, *self._values)

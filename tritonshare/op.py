@@ -85,11 +85,11 @@ class Problem(Protocol):
     plans: Mapping[str, plan.Plan]  # by pass
     kept: tuple[bool, ...]  # which of forward's tensors the backward reads
 
-    def allocate(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        """The output and what the forward saves, None where it is nothing. Also the fake kernel."""
+    def allocate(self, *tensors: torch.Tensor | None, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+        """The output and, where a backward may follow, what the forward saves; None for the rest. Also the fake."""
         ...
 
-    def forward(self, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def forward(self, *tensors: torch.Tensor | None, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         """`allocate`'s tensors, computed."""
         ...
 
@@ -112,7 +112,8 @@ class Problem(Protocol):
         ...
 
     def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
-        """By pass, of those that compute the output and the gradients that `needs` asks for."""
+        """By pass, of those that compute the output and the gradients that `needs` asks for; where it asks for none,
+        nothing is saved."""
         ...
 
 
@@ -181,7 +182,7 @@ class Op:
             return self._reference((*tensors, *args[self.tensors :]))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             return _Function.apply(self, problem, args[self.tensors :], *tensors)
-        return problem.forward(*tensors)[0]
+        return problem.forward(*tensors, save=False)[0]
 
     def _problem(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Problem | None:
         """The checked problem of these arguments, from the cache; None if the reference computes it."""

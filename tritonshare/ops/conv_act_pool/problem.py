@@ -126,9 +126,11 @@ class ConvProblem:
     def _empty(self, batch: int, sizes: Sequence[int], dtype: torch.dtype, form: torch.memory_format) -> torch.Tensor:
         return torch.empty((batch, *sizes), dtype=dtype, device=self.device, memory_format=form)
 
-    def allocate(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def allocate(self, x, w, b, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         n, sizes, form = x.shape[0], self._output_sizes, self.format
         y = self._empty(n, sizes, self.dtype, form)
+        if not save:
+            return y, None, None
         code = self._empty(n * self.geo.code_planes, sizes, torch.uint8, form) if self.geo.has_code else None
         return y, code, self._empty(n, sizes, self.dtype, form) if self.kept[2] else None
 
@@ -139,8 +141,8 @@ class ConvProblem:
         k_blocks = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
         return k_blocks, geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"]
 
-    def forward(self, x, w, b) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        outs = y, code, aux = self.allocate(x, w, b)
+    def forward(self, x, w, b, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        outs = y, code, aux = self.allocate(x, w, b, save=save)
         n = x.shape[0]
         if n:
             k_blocks, pixels, block = self._forward_tiles
@@ -238,8 +240,8 @@ class ConvProblem:
         # conv outputs: those of all windows, or each of them once where windows overlap
         outputs = min(geo.h.pooled * geo.w.pooled * geo.WINDOW, geo.h.conv * geo.w.conv)
         flops = 2 * batch * outputs * geo.K * geo.RED
-        written_aux = aux if geo.aux == "input" else 0
-        costs = {"forward": Cost((x + w + geo.K + y) * size + code + written_aux, flops)}
+        saved = code + (aux if geo.aux == "input" else 0) if any(needs) else 0
+        costs = {"forward": Cost((x + w + geo.K + y) * size + saved, flops)}
         if needs[0]:
             costs["backward_input"] = Cost((y + w + x) * size + code + aux, flops)
         if needs[1] or needs[2]:
