@@ -202,6 +202,7 @@ def judged(machine: Machine, setting: Setting) -> gate.Judge:
 @lru_cache(maxsize=1)
 def prepared(machine: Machine, setting: Setting, provider: str) -> Prepared | Failed | Unavailable:
     """The rows of a setting and a provider follow each other and share this, or the reason that there is none."""
+    torch._dynamo.reset()  # which else counts every setting's compilation against the limit of one function
     try:
         with failures_told(provider):
             return Prepared(machine, setting, provider)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_rows_are_unique_quick_providers_come_first_and_what_is_shared_stays_tog
     assert len({(row.group, row.provider) for row in rows}) == len(rows)
     patience = [rival.patience if (rival := suite.providers(r.setting.op)[r.provider]) else 0 for r in rows]
     assert patience == sorted(patience)
-    changes = sum((a.setting, a.provider) != (b.setting, b.provider) for a, b in zip(rows, rows[1:], strict=False))
+    changes = sum((a.setting, a.provider) != (b.setting, b.provider) for a, b in pairwise(rows))
     assert changes + 1 == len({(row.setting, row.provider) for row in rows})
 
 
@@ -187,6 +188,13 @@ def test_a_rival_that_is_not_there_says_so(machine, monkeypatch, op):
     with_rival(monkeypatch, absent)
     with pytest.raises(Unavailable, match="it is not installed"):
         measured(machine, row_of(op, "rival"))
+
+
+def test_every_setting_is_compiled_anew(machine):
+    with torch._dynamo.config.patch(recompile_limit=3):
+        for op in OPS:
+            for case in [case for case in op.cases if "tiny" in case.tags][:3]:
+                measured(machine, suite.Row(suite.Setting(op, case, "tf32", "contiguous"), "inference", "compile"))
 
 
 @pytest.mark.parametrize("op", ops())
