@@ -1,6 +1,6 @@
 """Options of `pytest bench`, the machine that rows are timed on, and the results as a file.
 
-Results are pytest-benchmark's JSON: `stats` hold the row's first clock, `extra_info` all else that was seen (results.py
+Results are pytest-benchmark's JSON: `stats` hold the row's first clock, `extra_info` all else that was seen (rows.py
 says what), `machine_info` the GPU and its roofs, and `not_timed` the rows that have no time, with the reason.
 """
 
@@ -17,7 +17,7 @@ import torch
 from bench import roofs as roofs_
 from bench import suite
 from bench.dry import dry_machine
-from bench.launches import NUMBERS
+from bench.rows import DTYPES, LAYOUTS, PASSES, NotTimed, record
 from bench.selection import SelectionError, cases, chosen
 from tritonshare.machine import Machine
 from tritonshare.op import REGISTRY
@@ -30,9 +30,9 @@ def pytest_addoption(parser):
     add = group.addoption
     add("--op", action="append", help="an op's name (default: all)")
     add("--case", action="append", help="a case's name (default: all layers and bench cases)")
-    add("--dtype", action="append", help=f"one of {', '.join(NUMBERS)} (default: all)")
-    add("--layout", action="append", help=f"one of {', '.join(suite.LAYOUTS)} (default: all)")
-    add("--pass", action="append", dest="passes", help=f"one of {', '.join(suite.PASSES)} (default: all)")
+    add("--dtype", action="append", help=f"one of {', '.join(DTYPES)} (default: all)")
+    add("--layout", action="append", help=f"one of {', '.join(LAYOUTS)} (default: all)")
+    add("--pass", action="append", dest="passes", help=f"one of {', '.join(PASSES)} (default: all)")
     add("--provider", action="append", help="ours, eager, compile, ... (default: all)")
     add("--results", type=Path, metavar="FILE", help="write the results here, as they come")
     add("--minutes", type=float, metavar="N", help="begin no row after N minutes")
@@ -43,9 +43,9 @@ def pytest_addoption(parser):
 def selected_rows(config) -> list[suite.Row]:
     option = config.getoption
     found = cases(option("op"), option("case"), "layer", "bench")
-    dtypes = chosen(option("dtype"), NUMBERS, "dtype")
-    layouts = chosen(option("layout"), suite.LAYOUTS, "layout")
-    passes = chosen(option("passes"), suite.PASSES, "pass")
+    dtypes = chosen(option("dtype"), DTYPES, "dtype")
+    layouts = chosen(option("layout"), LAYOUTS, "layout")
+    passes = chosen(option("passes"), PASSES, "pass")
     known = dict.fromkeys(name for op in REGISTRY.values() for name in suite.providers(op))
     providers = chosen(option("provider"), known, "provider")
     return [row for row in suite.rows(found, dtypes, layouts, passes) if row.provider in providers]
@@ -122,7 +122,7 @@ class Results:
         return self.deadline is not None and monotonic() > self.deadline
 
     def add_not_timed(self, row: suite.Row, status: str, why: str) -> None:
-        self.not_timed.append({**row.fields, "status": status, "why": why})
+        self.not_timed.append(record(NotTimed(*row.subject.key, status, why)))
 
     def pytest_benchmark_update_machine_info(self, config, machine_info):
         machine_info |= self.machine_info
@@ -134,7 +134,9 @@ class Results:
     def pytest_benchmark_update_json(self, config, benchmarks, output_json):
         output_json["not_timed"] = self.not_timed
         if self.machine_info:
-            output_json["machine_info"]["revision"] = output_json["commit_info"]["id"]
+            commit = output_json["commit_info"]
+            changed = "+changes" if commit.get("dirty") and not config.getoption("revision") else ""
+            output_json["machine_info"]["revision"] = f"{commit['id']}{changed}"
 
     def pytest_runtest_logfinish(self):
         if self.path is not None and monotonic() - self.written > WRITE_EVERY:

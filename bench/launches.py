@@ -17,18 +17,20 @@ from triton.compiler import CompiledKernel
 from triton.runtime.jit import mangle_type
 
 import tritonshare.functional
+from bench.rows import DTYPES
 from bench.sass import compile_for
 from tritonshare import launch, plan
 from tritonshare.op import Case, Op, Problem, explaining
 from tritonshare.plan import Plan
 
 # How a call computes: the dtype of its tensors, and torch's switch for the products of fp32.
-NUMBERS = {
-    "bf16": (torch.bfloat16, "tf32"),
-    "fp16": (torch.float16, "tf32"),
-    "tf32": (torch.float32, "tf32"),
-    "fp32": (torch.float32, "ieee"),
-}
+NUMBERS = dict(
+    zip(
+        DTYPES,
+        ((torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "tf32"), (torch.float32, "ieee")),
+        strict=True,
+    )
+)
 
 
 @contextmanager

@@ -18,17 +18,10 @@ import torch._functorch.config
 
 from bench.launches import NUMBERS, call, case_tensors, in_layout, needs, numbers
 from bench.roofs import Roofs
+from bench.rows import OURS, DeviceRow, Subject
 from tritonshare import gate
 from tritonshare.machine import Call, Interval, Machine
 from tritonshare.op import Case, Cost, Op, Rival, Unavailable, explaining
-
-LAYOUTS = ("channels_last", "contiguous")
-PASSES = {
-    "inference": "the output, no gradient wanted",
-    "training": "the output, and what the backward pass will need",
-    "backward": "the gradients that the case wants",
-    "both": "training and backward",
-}
 
 
 def compiled(**settings: Any) -> Callable[[Op], Rival]:
@@ -50,7 +43,7 @@ COMPILED = {"compile": compiled(), "compile max-autotune": compiled(mode="max-au
 def providers(op: Op) -> dict[str, Rival | None]:
     """By name; None is this library."""
     eager = {"eager": Rival(lambda options: lambda *t: op.reference(*t, *options))}
-    return {"ours": None, **eager, **{name: make(op) for name, make in COMPILED.items()}, **op.rivals}
+    return {OURS: None, **eager, **{name: make(op) for name, make in COMPILED.items()}, **op.rivals}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +55,6 @@ class Setting:
     dtype: str
     layout: str
 
-    @property
-    def fields(self) -> dict[str, str]:
-        return {"op": self.op.name, "case": self.case.name, "dtype": self.dtype, "layout": self.layout}
-
 
 @dataclass(frozen=True)
 class Row:
@@ -74,16 +63,17 @@ class Row:
     provider: str
 
     @property
-    def fields(self) -> dict[str, str]:
-        return {**self.setting.fields, "pass": self.pass_, "provider": self.provider}
+    def subject(self) -> Subject:
+        setting = self.setting
+        return Subject(setting.op.name, setting.case.name, setting.dtype, setting.layout, self.pass_, self.provider)
 
     @property
     def group(self) -> str:
-        return " ".join((*self.setting.fields.values(), self.pass_))
+        return " ".join(self.subject.key[:-1])
 
     @property
     def id(self) -> str:
-        return "-".join(name.replace(" ", "_") for name in self.fields.values())
+        return "-".join(name.replace(" ", "_") for name in self.subject.key)
 
 
 def rows(
@@ -148,8 +138,7 @@ class Prepared:
         for comparison in comparisons:
             if not comparison.passed:
                 raise Failed(str(comparison))
-        worst = max(comparisons, key=lambda c: c.error / c.bound if c.bound else 0.0, default=None)
-        self.error, self.bound = (worst.error, worst.bound) if worst else (0.0, 0.0)
+        self.worst = max(comparisons, key=lambda c: c.error / c.bound if c.bound else 0.0, default=None)
 
     def _leaves(self, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         return [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, self.needs, strict=True)]
@@ -219,7 +208,7 @@ def failures_told(provider: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise Failed("out of memory") from error
     except RuntimeError as error:
-        if provider == "ours":
+        if provider == OURS:
             raise
         raise Failed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
 
@@ -243,7 +232,7 @@ WAITS = 30
 TimeRounds = Callable[[Call, int, int], Sequence[float]]  # (replay, its calls, rounds) -> seconds a call, by round
 
 
-def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -> dict[str, Any]:
+def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -> DeviceRow:
     """A row's figures, device time by `time_rounds`. Raises Unavailable or Failed."""
     setting, pass_ = row.setting, row.pass_
     # a backward that runs again must not have been compiled to overwrite what was saved for it
@@ -264,21 +253,20 @@ def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -
             peak = machine.peak_bytes(calls[0])
             saved = ready.saved_bytes() if pass_ in ("training", "both") else None
     cost = least(setting, pass_)
-    return {
-        "clock": "device",
-        **row.fields,
-        "device_us": vars(device.scaled(1e6)),
-        "call_us": vars(waits.scaled(1e6)),
-        "first_call_s": ready.first_call_s,
-        "peak_bytes": peak,
-        "saved_bytes": saved,
-        "bytes": cost.bytes,
-        "flops": cost.flops,
-        "floor_us": roofs.floor(cost, setting.dtype),
-        "error": ready.error,
-        "bound": ready.bound,
-        "plan": ready.plans() if ready.ours else None,
-    }
+    return DeviceRow(
+        *row.subject.key,
+        device_us=device.scaled(1e6),
+        call_us=waits.scaled(1e6),
+        first_call_s=ready.first_call_s,
+        peak_bytes=peak,
+        saved_bytes=saved,
+        bytes=cost.bytes,
+        flops=cost.flops,
+        floor_us=roofs.floor(cost, setting.dtype),
+        error=ready.worst.error if ready.worst else None,
+        bound=ready.worst.bound if ready.worst else None,
+        plan=ready.plans() if ready.ours else None,
+    )
 
 
 def waited(machine: Machine, one: Call) -> float:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from bench.launches import call
+from bench.rows import OURS, PASSES, HostRow, record
 from bench.stub_driver import stub_driver
-from bench.suite import PASSES
 from tritonshare import gate, launch
 from tritonshare.op import REGISTRY, Case
 
@@ -68,7 +68,7 @@ def in_torch(op, monkeypatch):
     yield case, torch.float32, lambda *tensors: op.reference(*tensors, *options)
 
 
-PROVIDERS = {"ours": ours, "autograd.Function": bare, "torch": in_torch}
+PROVIDERS = {OURS: ours, "autograd.Function": bare, "torch": in_torch}
 
 
 @pytest.mark.parametrize("pass_", [name for name in PASSES if name != "backward"])
@@ -77,9 +77,8 @@ PROVIDERS = {"ours": ours, "autograd.Function": bare, "torch": in_torch}
 def test_host(benchmark, monkeypatch, op, provider, pass_):
     benchmark.group = f"{op.name} host {pass_}"
     with PROVIDERS[provider](op, monkeypatch) as (case, dtype, function):
-        fields = {"op": op.name, "case": case.name, "dtype": str(dtype).removeprefix("torch.")}
-        benchmark.params = {**fields, "pass": pass_, "provider": provider}
-        benchmark.extra_info |= {"clock": "host", **benchmark.params}
+        row = HostRow(op.name, case.name, str(dtype).removeprefix("torch."), pass_, provider)
+        benchmark.extra_info |= record(row)
         tensors = gate.make_tensors(case, dtype)
         if pass_ == "inference":
             with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import suite
+from bench.rows import OURS, record
 from tritonshare.machine import Machine
 from tritonshare.op import Unavailable
 
@@ -35,7 +36,7 @@ clock = Clock()
 def test_row(benchmark, machine, roofs, results, row):
     if benchmark.disabled:
         pytest.skip("benchmarks are disabled")
-    benchmark.group, benchmark.params = row.group, row.fields
+    benchmark.group, benchmark.params = row.group, record(row.subject)
 
     def time_rounds(replay, calls, rounds):
         clock.machine, clock.calls = machine, calls
@@ -46,12 +47,12 @@ def test_row(benchmark, machine, roofs, results, row):
         results.add_not_timed(row, "no time", "the minutes given had passed")
         pytest.skip("the minutes given had passed")
     try:
-        benchmark.extra_info |= suite.measure(machine, roofs, row, time_rounds)
+        benchmark.extra_info |= record(suite.measure(machine, roofs, row, time_rounds))
     except Unavailable as reason:
         results.add_not_timed(row, "unavailable", str(reason))
         pytest.skip(str(reason))
     except suite.Failed as reason:
         results.add_not_timed(row, "failed", str(reason))
-        if row.provider == "ours":
+        if row.provider == OURS:
             pytest.fail(f"the numeric gate: {reason}")
         pytest.skip(f"failed: {reason}")

@@ -12,8 +12,8 @@ import torch
 
 from bench import suite
 from bench.dry import dry_machine
-from bench.launches import NUMBERS
 from bench.roofs import H200
+from bench.rows import DTYPES, LAYOUTS, PASSES, load
 from bench.selection import SelectionError, cases, chosen
 from bench.test_suite import Share
 from tests.ops import OPS, case_of, ops
@@ -21,7 +21,7 @@ from tritonshare.machine import Interval
 from tritonshare.op import REGISTRY, Rival, Unavailable
 
 pytestmark = pytest.mark.stub
-ALL = (tuple(NUMBERS), suite.LAYOUTS, tuple(suite.PASSES))
+ALL = (DTYPES, LAYOUTS, tuple(PASSES))
 
 
 def test_every_layer_meets_ours_and_eager_torch_in_every_pass():
@@ -67,7 +67,7 @@ def test_an_unknown_name_is_one_sentence(names):
 
 @pytest.mark.parametrize(
     ("samples", "expected"),
-    [([3.0], (3, 3, 3)), ([2.0, 1.0], (1.5, 1, 2)), (list(range(100)), (49.5, 40, 60)), ([5] * 30, (5, 5, 5))],
+    [([3.0], (3, 3, 3)), ([2.0, 1.0], (1.5, 1, 2)), (range(1, 101), (50.5, 41, 61)), ([5] * 30, (5, 5, 5))],
 )
 def test_interval(samples, expected):
     found = Interval.of(samples)
@@ -91,7 +91,7 @@ def test_a_row_is_timed_by_the_call():
 def test_the_least_of_a_pass_is_counted_from_its_kernels(op):
     case = next(case for case in op.cases if "layer" in case.tags and "data" not in case.tags)
     data = next((case for case in op.cases if "data" in case.tags), None)
-    least = {p: suite.least(suite.Setting(op, case, "bf16", "channels_last"), p) for p in suite.PASSES}
+    least = {p: suite.least(suite.Setting(op, case, "bf16", "channels_last"), p) for p in PASSES}
     assert least["inference"].bytes <= least["training"].bytes
     assert least["inference"].flops == least["training"].flops
     assert least["both"].bytes == least["training"].bytes + least["backward"].bytes
@@ -129,21 +129,21 @@ def with_rival(monkeypatch, build):
 @pytest.mark.parametrize("provider", ["ours", "eager", "compile"])
 def test_a_row_has_every_figure(machine, op, provider):
     found = measured(machine, row_of(op, provider))
-    assert found["provider"] == provider
-    assert found["device_us"] == {"median": 2.0, "low": 2.0, "high": 2.0}  # two copies in a dry run
-    assert 0 < found["call_us"]["low"] <= found["call_us"]["median"] <= found["call_us"]["high"]
-    assert found["first_call_s"] > 0
-    assert found["floor_us"] == H200.floor(suite.least(row_of(op, provider).setting, "both"), "tf32")
-    assert (found["plan"] is not None) == (provider == "ours")
+    assert found.provider == provider
+    assert found.device_us == Interval(2.0, 2.0, 2.0)  # two copies in a dry run
+    assert found.first_call_s > 0
+    assert found.floor_us == H200.floor(suite.least(row_of(op, provider).setting, "both"), "tf32")
+    assert (found.plan is not None) == (provider == "ours")
     if provider == "ours":
         case = case_of(op, "tiny")
-        assert "BLOCK" in found["plan"]
+        assert "BLOCK" in found.plan
+        assert found.error is None
         tensors = [None if s is None else torch.empty(s, device="meta") for s in case.tensors]
         problem = op.problem(tensors, op.canonical(tensors, *suite.gate.raw_options(op, case.options)))
-        assert found["saved_bytes"] == problem.saved_bytes(case.tensors[0][0])
+        assert found.saved_bytes == problem.saved_bytes(case.tensors[0][0])
     else:
-        assert found["error"] <= found["bound"]
-        assert found["saved_bytes"] > 0
+        assert found.error <= found.bound
+        assert found.saved_bytes > 0
 
 
 @pytest.mark.parametrize("op", ops())
@@ -241,8 +241,6 @@ def test_bad_usage_is_one_sentence(arguments, sentence):
 
 
 def test_results_are_what_the_report_and_pytest_benchmark_read(tmp_path):
-    from bench import results
-
     path = tmp_path / "suite.json"
     arguments = ["--dry", "--case", "lenet5_conv2", "--dtype", "bf16", "--pass", "training", "--revision", "abc"]
     done = bench(*arguments, "--results", str(path))
@@ -256,7 +254,7 @@ def test_results_are_what_the_report_and_pytest_benchmark_read(tmp_path):
     assert timed | left_out == trains
     assert {"ours", "eager"} <= timed
     assert all(entry["status"] == "unavailable" and entry["why"] for entry in document["not_timed"])
-    assert results.load([path]).measured
+    assert {row.provider for row in load([path]).runs[0].device} == timed
     compared = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", str(path)], capture_output=True, text=True, cwd=tmp_path
     )

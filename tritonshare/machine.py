@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ class Interval:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.median <= self.high < inf:
+            raise ValueError(f"0 < low <= median <= high does not hold for {self.low}, {self.median}, {self.high}")
+
     @classmethod
     def of(cls, samples: Sequence[float]) -> Interval:
         """By order statistics: nothing is assumed of the distribution. A handful of samples gives their range."""
@@ -45,6 +49,10 @@ class Interval:
 
     def scaled(self, factor: float) -> Interval:
         return Interval(self.median * factor, self.low * factor, self.high * factor)
+
+    def over(self, other: Interval) -> Interval:
+        """The ratio of two times, with the widest interval that theirs allow."""
+        return Interval(self.median / other.median, self.low / other.high, self.high / other.low)
 
 
 class Stamp:

@@ -1,0 +1,733 @@
+"""The report of the benchmarks: what the page and its twins say, what they refuse, and that files are whole."""
+
+import json
+import os
+import random
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import combinations, product
+from math import inf, isclose, log10, nan
+
+import pytest
+
+from bench.charts import TIMES, number, prefixed
+from bench.report import BEGIN, END, main
+from bench.rows import OURS, DeviceRow, EvidenceRow, Interval, Machine, NotTimed, ResultsError, load, read, record
+from tests import synthetic_results as synthetic
+
+pytestmark = pytest.mark.reference
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+FEW = ("layer_1", "huge", "tiny")
+
+
+class Page(HTMLParser):
+    """An HTML page as an element tree; tags that do not match are errors."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.builder, self.open = ET.TreeBuilder(), []
+        self.feed(text)
+        assert not self.open
+        self.root = self.builder.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.builder.start(tag, {name: value or "" for name, value in attributes})
+        if tag in VOID:
+            self.builder.end(tag)
+        else:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.builder.start(tag, dict(attributes))
+        self.builder.end(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.builder.end(tag)
+
+    def handle_data(self, data):
+        if self.open:
+            self.builder.data(data)
+
+    def section(self, name):
+        return next((element for element in self.root.iter() if element.get("id") == name), None)
+
+
+def text_of(element):
+    return " ".join("".join(element.itertext()).split())
+
+
+def tables(page):
+    """By caption: column names, and the cells of each row that has a header."""
+    found = {}
+    for table in page.root.iter("table"):
+        caption = table.find("caption")
+        columns = [text_of(cell) for cell in table.find("thead").iter("th")]
+        rows = {text_of(row.find("th")): list(row) for row in table.findall("tbody/tr") if row.find("th") is not None}
+        found["" if caption is None else text_of(caption)] = (columns, rows)
+    return found
+
+
+def write(folder, **documents):
+    folder.mkdir(exist_ok=True)
+    for name, document in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(document))
+    return folder
+
+
+def report(folder, *options):
+    """The page that the results in a folder make."""
+    out = folder.parent / f"{folder.name}.html"
+    assert main([str(folder), "-o", str(out), *map(str, options)]) == 0
+    return out.read_text()
+
+
+def small(folder, *rows, machine=synthetic.MACHINE):
+    return write(folder, gpu=synthetic.document(list(rows), machine))
+
+
+def one_sentence(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("bench.report: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def full_rows():
+    """Of the size of a whole run: 25 layers, 3 dtypes, 4 passes, 9 providers."""
+    return synthetic.device_rows(random.Random(0))
+
+
+@pytest.fixture(scope="module")
+def full_text(full_rows, tmp_path_factory):
+    folder = write(
+        tmp_path_factory.mktemp("full") / "results",
+        gpu=synthetic.document(full_rows),
+        host=synthetic.host_document(),
+        evidence=synthetic.evidence_document(random.Random(0)),
+    )
+    return report(folder)
+
+
+@pytest.fixture(scope="module")
+def full(full_text):
+    return Page(full_text)
+
+
+def numbers(text):
+    return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*\.?\d*(?:e[+-]\d+)?", text)]
+
+
+def expected_word(low, high):
+    return "faster" if low > 1 else "slower" if high < 1 else "even"
+
+
+def check_ratio(cell, ours, rival):
+    """A rival's ratio, its interval and what is said of it, computed from the times again."""
+    low, high = rival.device_us.low / ours.device_us.high, rival.device_us.high / ours.device_us.low
+    assert cell.get("class").split()[-1] == expected_word(low, high)
+    ratio, interval = text_of(cell).split("[")
+    assert numbers(ratio)[-1] == pytest.approx(rival.device_us.median / ours.device_us.median, rel=6e-3)
+    assert numbers(interval)[:2] == pytest.approx([low, high], rel=6e-3)
+    return expected_word(low, high)
+
+
+def test_every_time_and_ratio_is_in_the_tables(full, full_rows):
+    groups = {}
+    for row in full_rows:
+        groups.setdefault((row.dtype, row.pass_, row.case), {})[row.provider] = row
+    found = {title.split(":")[0]: table for title, table in tables(full).items() if "median device time" in title}
+    said = {"faster": 0, "slower": 0, "even": 0}
+    for (dtype, pass_, case), of in groups.items():
+        columns, rows = found[f"{synthetic.OP}, {dtype}, {pass_}, channels_last"]
+        cells = dict(zip(columns, rows[case], strict=True))
+        assert set(of) <= set(columns)
+        timed = {name: row for name, row in of.items() if isinstance(row, DeviceRow) and row.error <= row.bound}
+        for name, row in of.items():
+            if name not in timed:
+                status = row.status if isinstance(row, NotTimed) else "failed"
+                assert text_of(cells[name]) == status
+            else:
+                assert numbers(text_of(cells[name]))[0] == pytest.approx(row.device_us.median, rel=6e-4)
+                if name != OURS and OURS in timed:
+                    check_ratio(cells[name], timed[OURS], row)
+        verdict = cells["beside the fastest rival"]
+        if OURS not in timed:
+            assert text_of(verdict) == "nothing to compare"
+            assert text_of(cells["gate"]) == "failed"
+            continue
+        assert numbers(text_of(cells[OURS]))[1:] == pytest.approx(
+            [timed[OURS].device_us.low, timed[OURS].device_us.high], rel=6e-4
+        )
+        fastest = min((row for name, row in timed.items() if name != OURS), key=lambda row: row.device_us.median)
+        word = check_ratio(verdict, timed[OURS], fastest)
+        assert word in text_of(verdict)
+        assert text_of(verdict).endswith(fastest.provider)
+        said[word] += 1
+    assert min(said.values()) > 0  # the synthetic rows hold wins, losses and ties
+    lead = text_of(full.root.find(".//header/p"))
+    assert lead.startswith(f"{said['faster']} faster, {said['slower']} slower, {said['even']} even")
+    tally = next(table for title, table in tables(full).items() if title.startswith("Layers on which ours"))
+    counts = [[numbers(text_of(part))[0] for part in cell.find("a")] for row in tally[1].values() for cell in row[1:]]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [said["faster"], said["slower"], said["even"]]
+
+
+def test_memory_errors_and_host_time_are_in_the_tables(full, full_rows):
+    rows = iter(())
+    for table in full.root.iter("table"):
+        caption = table.find("caption")
+        if caption is not None and text_of(caption).startswith("synthetic_op, bf16, training, channels_last: all"):
+            rows = table.iter("tr")
+    found, case = {}, None
+    for row in list(rows)[1:]:
+        cells = list(row)
+        if cells[0].tag == "th":
+            case, cells = text_of(cells[0]), cells[1:]
+        found[case, text_of(cells[0])] = [text_of(cell) for cell in cells[1:]]
+    wanted = [row for row in full_rows if (row.dtype, row.pass_) == ("bf16", "training")]
+    assert len(found) == len(wanted)
+    for row in wanted:
+        cells = found[row.case, row.provider]
+        if isinstance(row, NotTimed):
+            assert cells == [row.status]
+            continue
+        device, call, ratio, first, peak, saved, error, bound, gate, plan = cells
+        assert numbers(device) == pytest.approx([row.device_us.median, row.device_us.low, row.device_us.high], rel=6e-4)
+        assert numbers(call) == pytest.approx([row.call_us.median, row.call_us.low, row.call_us.high], rel=6e-4)
+        assert float(ratio.replace(",", "")) == pytest.approx(row.call_us.median / row.device_us.median, rel=6e-3)
+        assert numbers(first) == pytest.approx([row.first_call_s], rel=6e-3)
+        assert (peak, saved) == (prefixed(row.peak_bytes, "B"), prefixed(row.saved_bytes, "B"))
+        assert numbers(f"{error} {bound}") == pytest.approx([row.error, row.bound], rel=6e-3)
+        assert gate == ("match" if row.error <= row.bound else "failed")
+        assert plan == (row.plan or "")
+
+
+def test_modelled_rows_stand_in_their_frame_only(full):
+    frame = full.section("modelled")
+    kernels = {"backward_weight", "sum_of_splits"}
+    inside = set(frame.iter("td"))
+    assert {cell.text for cell in inside} >= kernels
+    assert not {cell.text for cell in full.root.iter("td") if cell not in inside} & kernels
+    assert not {cell.text for cell in inside} & {OURS, *synthetic.RIVALS}
+    assert not list(frame.iter("svg"))
+    for element in (*frame.iter("h2"), *frame.iter("summary"), *frame.iter("caption")):
+        assert text_of(element).startswith("MODELLED")
+
+
+def test_page_needs_nothing_else(full, full_text):
+    assert not re.search(r"<script|https?:|url\(|@import|javascript:", full_text, re.IGNORECASE)
+    for element in full.root.iter():
+        assert element.tag not in ("link", "iframe", "img", "object", "base")
+        assert not {"src", "srcset", "data", "xlink:href"} & set(element.attrib)
+        assert not [name for name in element.attrib if name.startswith("on")]
+        assert element.get("href", "#").startswith("#")
+    anchors = {element.get("href")[1:] for element in full.root.iter("a")}
+    assert anchors <= {element.get("id") for element in full.root.iter()}
+
+
+def test_tables_and_pictures_are_named(full):
+    for table in full.root.iter("table"):
+        assert all(cell.get("scope") == "col" for cell in table.find("thead").iter("th"))
+        assert all(
+            cell.get("scope") in ("row", "rowgroup") for body in table.findall("tbody") for cell in body.iter("th")
+        )
+    for picture in full.root.iter("svg"):
+        if picture.get("aria-hidden") != "true":
+            assert picture.get("role") == "img"
+            assert picture.find("title").text
+    wide = [box for box in full.root.iter("div") if box.get("class") == "scroll"]
+    inside = {id(element) for box in wide for element in box.iter() if element.tag == "table"}
+    assert inside == {id(element) for element in full.root.iter("table")}
+
+
+def pictures(text):
+    return [ET.fromstring(found) for found in re.findall(r"<svg viewBox.*?</svg>", text, re.DOTALL)]
+
+
+def text_box(text):
+    content, x, y = "".join(text.itertext()), float(text.get("x")), float(text.get("y"))
+    title = text.find("title")
+    content = content.removeprefix("" if title is None else title.text)
+    width = 0.602 * 11 * len(content)
+    left = x - {"start": 0, "middle": width / 2, "end": width}[text.get("text-anchor", "start")]
+    return left, y - 8, left + width, y + 2, content
+
+
+def extent(mark):
+    """Left, top, right, bottom of what is drawn."""
+    get = lambda *names: [float(mark.get(name)) for name in names]  # noqa: E731
+    if mark.tag == "rect":
+        x, y, width, height = get("x", "y", "width", "height")
+        return x, y, x + width, y + height
+    if mark.tag == "line":
+        x1, y1, x2, y2 = get("x1", "y1", "x2", "y2")
+        return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    if mark.tag == "circle":
+        x, y, r = get("cx", "cy", "r")
+        return x - r, y - r, x + r, y + r
+    x, y = numbers(mark.get("d").split("l")[0])
+    return x - 5, y, x + 5, y + 10
+
+
+def test_pictures_are_well_formed_and_nothing_is_cut_off_or_overlaps(full_text):
+    drawn = [picture for picture in pictures(full_text) if picture.get("role") == "img"]
+    assert len(drawn) == 4 + 2 * 12  # a roofline for each pass; speed-ups and memory of each dtype and pass
+    for picture in drawn:
+        width, height = (float(size) for size in picture.get("viewBox").split()[2:])
+        texts = [text_box(text) for text in picture.iter("text")]
+        marks = [extent(mark) for tag in ("rect", "line", "circle", "path") for mark in picture.iter(tag)]
+        assert len(marks) > 50
+        for left, top, right, bottom, *_ in texts + marks:
+            assert 0 <= left <= right <= width
+            assert 0 <= top <= bottom <= height
+        bars = [extent(bar) for bar in picture.iter("rect") if bar.get("class").startswith("bar")]
+        for a, b in (*combinations(texts, 2), *product(texts, bars)):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+
+
+def test_every_measured_case_of_ours_is_a_mark_in_the_roofline(full, full_rows):
+    figures = full.section("roofline").findall(".//figure")
+    for figure in figures:
+        pass_ = text_of(figure.find("figcaption"))
+        ours = [row for row in full_rows if (row.provider, row.pass_) == (OURS, pass_)]
+        wanted = sorted(
+            f"{row.op}, {row.dtype}, {pass_}, channels_last, {row.case}" for row in ours if isinstance(row, DeviceRow)
+        )
+        assert sorted(text_of(group.find("title")).split(":")[0] for group in figure.iter("g")) == wanted
+    assert len(figures) == 4
+
+
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+def axis(texts, unit_of):
+    """From two ticks: coordinate -> value, on a logarithmic axis."""
+    (at, value), (other_at, other_value) = [(at, float(text.split()[0]) * unit_of(text)) for at, text in texts[:2]]
+    slope = log10(other_value / value) / (other_at - at)
+    return lambda coordinate: value * 10 ** (slope * (coordinate - at))
+
+
+def test_marks_and_roofs_stand_where_the_ticks_say(tmp_path):
+    row = synthetic.device_row(flops=3e9, bytes=1e8, device_us=Interval(200, 190, 210))
+    (picture,) = [p for p in pictures(report(small(tmp_path / "r", row))) if "Roofline" in p.find("title").text]
+    ticks = [(float(t.get("x")), float(t.get("y")), t.text) for t in picture.iter("text") if t.get("class") == "muted"]
+    across = axis([(x, text) for x, y, text in ticks if y > 350], lambda text: 1)
+    up = axis([(y - 4, text) for x, y, text in ticks if y < 350], lambda text: UNITS[text.partition(" ")[2]])
+    mark = picture.find(".//circle")
+    assert across(float(mark.get("cx"))) == pytest.approx(30, rel=0.02)
+    assert up(float(mark.get("cy"))) == pytest.approx(3e9 / 200e-6, rel=0.02)
+    copy, roof = (next(picture.iterfind(f"line[@class='roof {name}']")) for name in ("copy", "bf16"))
+    assert up(float(roof.get("y1"))) == pytest.approx(7.9e14, rel=0.02)
+    for end in "12":
+        x, y = across(float(copy.get(f"x{end}"))), up(float(copy.get(f"y{end}")))
+        assert y / x == pytest.approx(4.3e12, rel=0.03)
+
+
+def test_bars_are_as_long_as_their_ratios(tmp_path):
+    fast, slow = (
+        synthetic.device_row(provider="eager", device_us=Interval(t, t, t), case=c) for t, c in ((40, "a"), (2.5, "b"))
+    )
+    ours = [synthetic.device_row(case=case, device_us=Interval(10, 10, 10)) for case in "ab"]
+    (picture,) = [
+        p for p in pictures(report(small(tmp_path / "r", *ours, fast, slow))) if "Speed" in p.find("title").text
+    ]
+    one = float(picture.find("line[@class='base']").get("x1"))
+    bars = [extent(bar) for bar in picture.iter("rect")]
+    assert bars[0][0] == pytest.approx(one, abs=0.2)
+    assert bars[1][2] == pytest.approx(one, abs=0.2)
+    assert bars[0][2] - bars[0][0] == pytest.approx(bars[1][2] - bars[1][0], abs=0.3)  # 4 and 1/4
+    words = {text.get("class"): text.text for text in picture.iter("text") if TIMES in (text.text or "")}
+    assert number(4) in words["faster"]
+    assert number(0.25) in words["slower"]
+
+
+def test_memory_bars_are_shares_of_the_largest_and_show_the_least_of_each_kind(tmp_path):
+    peaks = {OURS: 1e6, "eager": 4e6, "eager contiguous": 2e6, "compile": 3e6, "compile max-autotune": None}
+    rows = [synthetic.device_row(provider=provider, peak_bytes=peak) for provider, peak in peaks.items()]
+    (picture,) = [p for p in pictures(report(small(tmp_path / "r", *rows))) if "Memory" in p.find("title").text]
+    widths = [float(bar.get("width")) for bar in picture.iter("rect")]
+    assert [width / max(widths) for width in widths] == pytest.approx([1 / 3, 2 / 3, 1], abs=0.01)
+    titles = [text_of(group.find("title")) for group in picture.iter("g")]
+    assert titles == ["k, ours: 1.00 MB", "k, eager contiguous: 2.00 MB", "k, compile: 3.00 MB"]
+
+
+@pytest.mark.parametrize("error", [3e-3, nan, inf])
+def test_what_fails_the_gate_is_not_counted(tmp_path, error):
+    wrong = synthetic.device_row(provider="eager", device_us=Interval(1, 1, 1), error=error)
+    right = synthetic.device_row(provider="compile", device_us=Interval(100, 100, 100))
+    page = Page(report(small(tmp_path / "r", synthetic.device_row(), wrong, right)))
+    assert text_of(page.root.find(".//header/p")).startswith("1 faster, 0 slower")
+    assert "its error is beyond the bound" in text_of(page.section("reasons"))
+
+    page = Page(report(small(tmp_path / "ours", synthetic.device_row(error=error), right)))
+    assert text_of(page.root.find(".//header/p")).startswith("0 faster, 0 slower, 0 even, 1 not compared")
+    assert not list(page.section("headline").iterfind(".//td[@class='number']"))
+
+
+def test_a_reason_is_told_once(full, full_rows):
+    found = [[text_of(cell) for cell in row] for row in full.section("reasons").findall(".//tbody/tr")]
+    wanted = [row for row in full_rows if isinstance(row, NotTimed)]
+    for provider, status, why in {(row.provider, row.status, row.why) for row in wanted}:
+        count = sum((row.provider, row.status, row.why) == (provider, status, why) for row in wanted)
+        assert [cells[:4] for cells in found].count([provider, status, str(count), why]) == 1
+
+
+def test_reasons_that_differ_in_numbers_are_one(tmp_path):
+    rows = [
+        NotTimed(
+            synthetic.OP, case, "bf16", "channels_last", "both", "eager", "failed", f"output 0: error {error}, too much"
+        )
+        for case, error in (("a", 0.25), ("b", "1.5e-05"), ("c", "nan"))
+    ]
+    page = Page(report(small(tmp_path / "r", *rows)))
+    (row,) = page.section("reasons").findall(".//tbody/tr")
+    assert [text_of(cell) for cell in row] == [
+        "eager",
+        "failed",
+        "3",
+        "output 0: error 0.25, too much, and the like",
+        "all",
+    ]
+
+
+def test_markdown_twin_tells_the_same(tmp_path):
+    rows = synthetic.device_rows(random.Random(1), FEW, ("bf16",), ("inference", "both"))
+    folder = write(
+        tmp_path / "r", gpu=synthetic.document(rows), evidence=synthetic.evidence_document(random.Random(0), FEW)
+    )
+    report(folder, "--markdown", tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text()
+    assert "http" not in text
+    for row in rows:
+        section = text.split(f"### {row.op}, bf16, {row.pass_}, channels_last\n")[1].split("\n### ")[0]
+        header = next(line for line in section.splitlines() if line.startswith("| layer | ours"))
+        line = next(line for line in section.splitlines() if line.startswith(f"| {row.case} |"))
+        assert line.count("|") == header.count("|")
+        cell = line.split("|")[[name.strip() for name in header.split("|")].index(row.provider)].strip()
+        if isinstance(row, NotTimed):
+            assert cell == row.status
+        else:
+            assert (
+                cell == "failed"
+                if row.error > row.bound
+                else numbers(cell)[0] == pytest.approx(row.device_us.median, rel=1e-3)
+            )
+    assert text.index("## MODELLED") > text.index("## Runs")
+    assert "backward_weight" not in text[: text.index("## MODELLED")]
+
+
+# what the files say of each other
+
+
+def at(date, **changes):
+    return replace(synthetic.MACHINE, date=date, **changes)
+
+
+EARLY, LATE = "2001-01-01T00:00:00+00:00", "2001-01-02T00:00:00Z"
+
+
+def test_the_newest_of_two_runs_is_shown_and_the_page_says_so(tmp_path):
+    ours, eager = synthetic.device_row(), synthetic.device_row(provider="eager", device_us=Interval(30, 30, 30))
+    new = replace(ours, device_us=Interval(77, 76, 78))
+    folder = write(
+        tmp_path / "r",
+        a=synthetic.document([new], at(LATE)),
+        b=synthetic.document([ours, eager], at(EARLY)),
+    )
+    page = Page(report(folder))
+    (row,) = page.section("headline").findall(".//table")[1].findall("tbody/tr")
+    assert text_of(row[1]).startswith("77.00")
+    assert text_of(row[4]).endswith("†")
+    assert "1 of 2; the others were measured again since" in text_of(page.section("runs"))
+    assert page.section("runs").find(".//tbody/tr")[1].text == "b.json"  # the oldest first
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "shown"),
+    [
+        (None, "failed", "failed"),
+        (None, "unavailable", "10.00"),
+        (None, "no time", "10.00"),
+        ("failed", "no time", "failed"),
+        ("failed", None, "10.00"),
+        ("no time", "unavailable", "unavailable"),
+    ],
+)
+def test_what_was_not_tried_hides_no_result(tmp_path, earlier, later, shown):
+    row = synthetic.device_row()
+    first, second = (NotTimed(*row.key, status=s, why="so it was") if s else row for s in (earlier, later))
+    folder = write(tmp_path / "r", a=synthetic.document([second], at(LATE)), b=synthetic.document([first], at(EARLY)))
+    page = Page(report(folder))
+    (found,) = page.section("headline").findall(".//table")[1].findall("tbody/tr")
+    assert text_of(found[1]).startswith(shown)
+
+
+def test_ops_have_sections_of_their_own(tmp_path):
+    rows = [synthetic.device_row(op=op, case="same") for op in ("one", "two")]
+    page = Page(report(small(tmp_path / "r", *rows)))
+    titles = [text_of(summary).split(" —")[0] for summary in page.section("sections").findall("details/summary")]
+    assert titles == ["one, bf16, inference, channels_last", "two, bf16, inference, channels_last"]
+
+
+def test_a_file_given_twice_is_one_run(tmp_path):
+    folder = small(tmp_path / "r", synthetic.device_row())
+    assert len(load([folder, folder / "gpu.json", folder / ".." / "r"]).runs) == 1
+
+
+def test_rows_are_read_as_they_are_written():
+    rows = synthetic.device_rows(random.Random(2), FEW)
+    for row in (*rows, synthetic.MACHINE):
+        assert read(type(row), json.loads(json.dumps(record(row))), "") == row
+    assert {"pass", "device_us", "clock"} <= set(record(rows[0]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(1.0, 1.2, "even"), (1.01, 1.2, "faster"), (0.8, 1.0, "even"), (0.8, 0.99, "slower")]
+)
+def test_a_ratio_says_what_its_whole_interval_says(tmp_path, low, high, word):
+    ours = synthetic.device_row(device_us=Interval(1, 1, 1))
+    rival = synthetic.device_row(provider="eager", device_us=Interval((low + high) / 2, low, high))
+    page = Page(report(small(tmp_path / "r", ours, rival)))
+    assert f" 1 {word}" in f" {text_of(page.root.find('.//header/p'))}"
+
+
+# nothing measured, dry runs, hostile names
+
+
+def marked(folder, inside="old"):
+    file = folder / "README.md"
+    file.write_text(f"# title\n\n{BEGIN}\n{inside}\n{END}\n\nlast words\n")
+    return file
+
+
+def test_nothing_measured_is_said_plainly(tmp_path):
+    folder = write(tmp_path / "r", e=synthetic.evidence_document(random.Random(0), FEW), h=synthetic.host_document())
+    readme = marked(tmp_path)
+    text = report(folder, "--readme", readme, "--markdown", tmp_path / "r.md")
+    for said in (text, readme.read_text(), (tmp_path / "r.md").read_text()):
+        assert "Nothing has been measured on a GPU yet." in said
+        assert "faster" not in re.sub(r"<style>.*</style>", "", said, flags=re.DOTALL)
+    host = Page(text).section("host")
+    assert [text_of(row[1]) for row in host.findall(".//tbody/tr") if row[0].tag == "th"] == [OURS] * 3
+    assert "31.0" in text_of(host)
+    assert "Synthetic CPU" in text
+    assert "hidden" not in text  # a machine's name is nobody's business
+
+
+def test_dry_run_has_a_banner_and_stays_out_of_the_readme(tmp_path, capsys):
+    rows = synthetic.device_rows(random.Random(0), FEW, ("bf16",), ("inference",))
+    folder = small(tmp_path / "r", *rows, machine=replace(synthetic.MACHINE, dry=True))
+    banner = "DRY RUN: nothing on this page is a measurement."
+    page = Page(report(folder, "--markdown", tmp_path / "r.md"))
+    assert text_of(page.root.find("body")).startswith(banner)
+    assert page.root.find("body").get("class") == "dry"
+    assert "faster" not in text_of(page.root.find(".//header"))
+    assert banner in (tmp_path / "r.md").read_text()
+    assert banner not in report(small(tmp_path / "wet", *rows))
+
+    readme, out = marked(tmp_path), tmp_path / "new.html"
+    before = readme.read_text()
+    assert main([str(folder), "-o", str(out), "--readme", str(readme)]) == 2
+    assert "is a dry run, no measurement" in one_sentence(capsys)
+    assert readme.read_text() == before
+    assert not out.exists()
+
+
+HOSTILE = f'<script>alert(1)</script> | `x` {END}\n"quoted" & ]]>'
+
+
+def test_hostile_names_are_text(tmp_path):
+    rows = [
+        synthetic.device_row(case=HOSTILE, provider=provider, plan=HOSTILE) for provider in (OURS, "eager", HOSTILE)
+    ]
+    rows.append(NotTimed(*replace(rows[0], provider="compile").key, status="failed", why=HOSTILE))
+    folder = small(tmp_path / "r", *rows, machine=replace(synthetic.MACHINE, gpu=HOSTILE, revision=HOSTILE))
+    readme = marked(tmp_path)
+    text = report(folder, "--readme", readme, "--markdown", tmp_path / "r.md")
+    page = Page(text)
+    assert not list(page.root.iter("script"))
+    assert " ".join(HOSTILE.split()) in {text_of(cell) for cell in page.root.iter("th")}
+    assert len(pictures(text)) == 3  # all parse
+    for said in (readme.read_text(), (tmp_path / "r.md").read_text()):
+        assert "<script" not in said
+    tidy = readme.read_text()
+    assert tidy.count(END) == 1
+    lines = [line for line in tidy.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:3]} == {6}
+
+
+# the README's block
+
+
+def test_readme_block_is_replaced_and_nothing_else(tmp_path, full_rows):
+    folder, readme = small(tmp_path / "r", *full_rows[:400]), marked(tmp_path)
+    report(folder, "--readme", readme)
+    first = readme.read_text()
+    before, rest = first.split(BEGIN)
+    block, after = rest.split(END)
+    assert (before, after) == ("# title\n\n", "\n\nlast words\n")
+    assert "old" not in block
+    assert "Synthetic GPU" in block
+    groups = {}
+    for row in full_rows[:400]:
+        if (row.dtype, row.pass_) == ("bf16", "inference") and isinstance(row, DeviceRow) and row.matches:
+            groups.setdefault(row.case, {})[row.provider] = row
+    for case, of in groups.items():
+        cells = next(line for line in block.splitlines() if line.startswith(f"| {case} |")).split("|")
+        if OURS in of:
+            ours = of.pop(OURS)
+            fastest = min(of.values(), key=lambda row: row.device_us.median)
+            word = expected_word(
+                fastest.device_us.low / ours.device_us.high, fastest.device_us.high / ours.device_us.low
+            )
+            assert numbers(cells[2])[0] == pytest.approx(ours.device_us.median, rel=1e-3)
+            assert numbers(cells[5])[0] == pytest.approx(fastest.device_us.median, rel=1e-3)
+            assert word in cells[5]
+            assert cells[5].endswith(f", {fastest.provider} ")
+    assert "slower" in block
+    report(folder, "--readme", readme)
+    assert readme.read_text() == first
+
+
+@pytest.mark.parametrize(
+    "text", ["none", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {END} {BEGIN} {END}", f"{BEGIN} {BEGIN} {END}"]
+)
+def test_readme_without_its_markers_is_refused_and_nothing_is_written(tmp_path, capsys, text):
+    folder, readme, out = small(tmp_path / "r", synthetic.device_row()), tmp_path / "README.md", tmp_path / "out.html"
+    readme.write_text(text)
+    assert main([str(folder), "-o", str(out), "--readme", str(readme)]) == 2
+    assert f"{readme} must hold {BEGIN}" in one_sentence(capsys)
+    assert readme.read_text() == text
+    assert not out.exists()
+
+
+# whole files or none
+
+
+def test_a_failing_disk_leaves_the_old_page(tmp_path, capsys, monkeypatch):
+    folder, out = small(tmp_path / "r", synthetic.device_row()), tmp_path / "out.html"
+    out.write_text("old")
+
+    def full_disk(source, target):
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    assert main([str(folder), "-o", str(out)]) == 1
+    assert "No space left on device" in one_sentence(capsys)
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.*")} == {"out.html": "old"}
+
+
+def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
+    folder = small(tmp_path / "r", synthetic.device_row())
+    assert main([str(folder), "-o", str(tmp_path / "no" / "out.html")]) == 1
+    assert "No such file" in one_sentence(capsys)
+
+
+def broken(change):
+    """A document of one ours and one eager row, changed."""
+    document = synthetic.document([synthetic.device_row(), synthetic.device_row(provider="eager")])
+    change(document)
+    return json.dumps(document)
+
+
+def extra(document):
+    return document["benchmarks"][1]["extra_info"]
+
+
+GOOD = broken(lambda document: None)
+ROW = "row 2 (k[eager])"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (GOOD[:-40], "x.json is truncated or damaged: its JSON breaks off in line 1"),
+        ("", "x.json is truncated or damaged"),
+        ("{}", "x.json holds neither results of the benchmarks nor offline evidence"),
+        ("[1]", "holds neither"),
+        (broken(lambda d: extra(d).pop("bound")), f"x.json, {ROW}: bound is missing"),
+        (broken(lambda d: extra(d)["device_us"].pop("low")), f"x.json, {ROW}: device_us: low is missing"),
+        (broken(lambda d: extra(d)["device_us"].update(low=99)), "device_us: 0 < low <= median <= high does not hold"),
+        (broken(lambda d: extra(d)["device_us"].update(high=inf)), "does not hold"),
+        (broken(lambda d: extra(d).update(flops="many")), f'x.json, {ROW}: flops is "many", not a number'),
+        (broken(lambda d: extra(d).update(flops=True)), "flops is true, not a number"),
+        (broken(lambda d: extra(d).update(provider=None)), "provider is null, not text"),
+        (broken(lambda d: extra(d).update(call_us=3)), "call_us is not an object"),
+        (broken(lambda d: extra(d).update(dtype="int8")), "dtype 'int8' is unknown; known are bf16, fp16, tf32, fp32"),
+        (broken(lambda d: extra(d).update({"pass": "sideways"})), "pass 'sideways' is unknown"),
+        (broken(lambda d: d["benchmarks"][1].pop("extra_info")), f"x.json, {ROW} does not say which clock timed it"),
+        (broken(lambda d: d["benchmarks"].append(3)), "x.json, row 3 is not an object"),
+        (broken(lambda d: d["machine_info"].pop("gpu")), "x.json, machine_info: gpu is missing"),
+        (broken(lambda d: d["machine_info"]["roofs"].pop("bf16")), "x.json, machine_info: roofs.bf16 is missing"),
+        (broken(lambda d: d["machine_info"]["roofs"].pop("copy")), "machine_info: roofs must name copy"),
+        (broken(lambda d: d["machine_info"].update(dry=0)), "machine_info: dry is 0, not true or false"),
+        (broken(lambda d: d["machine_info"].update(date="today")), "x.json: the date 'today' is not an ISO date"),
+        (broken(lambda d: d.pop("machine_info")), "x.json, machine_info is not an object"),
+        (broken(lambda d: d.update(not_timed=[{}])), "x.json, not_timed 1: op is missing"),
+        ('{"tool": "bench.codegen", "triton": "3", "torch": "2", "rows": [{}]}', "x.json: rows[0]: op is missing"),
+    ],
+)  # fmt: skip
+def test_damaged_results_are_one_sentence_and_write_nothing(tmp_path, capsys, content, message):
+    file, out = tmp_path / "x.json", tmp_path / "out.html"
+    file.write_text(content)
+    assert main([str(file), "-o", str(out)]) == 2
+    assert message in one_sentence(capsys)
+    assert not out.exists()
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path, capsys):
+    row = synthetic.device_row()
+
+    def refusal(**changes):
+        folder = write(tmp_path / "r", a=synthetic.document([row]), b=synthetic.document([row], at(LATE, **changes)))
+        assert main([str(folder), "-o", str(tmp_path / "out.html")]) == 2
+        return one_sentence(capsys)
+
+    message = refusal(gpu="Another GPU")
+    for named in ("a.json", "b.json", "Synthetic GPU", "Another GPU", "do not share a report"):
+        assert named in message
+    assert "b.json is a dry run and" in refusal(dry=True)
+
+
+def test_missing_files_are_one_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for path, message in ((tmp_path / "none", "there is no "), (tmp_path / "empty", "there is no JSON file in ")):
+        assert main([str(path), "-o", str(tmp_path / "out.html")]) == 2
+        assert f"{message}{path}" in one_sentence(capsys)
+    with pytest.raises(SystemExit) as leaving:
+        main(["-o", "x"])
+    assert leaving.value.code == 2
+    one_sentence(capsys)
+
+
+def test_errors_are_value_errors():
+    with pytest.raises(ResultsError, match="here: gpu is missing"):
+        read(Machine, {}, "here")
+    assert issubclass(ResultsError, ValueError)
+
+
+def test_evidence_of_helper_kernels_needs_no_floor():
+    row = synthetic.evidence_document(random.Random(0), FEW)["rows"][2]
+    for name in ("bytes", "flops", "floor_us"):
+        del row[name]
+    assert read(EvidenceRow, row, "").floor_us is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1234.5, "1,234"),
+        (0.123456, "0.123"),
+        (9.999, "10.00"),
+        (1e-7, "1.00e-07"),
+        (3e9, "3.00e+09"),
+        (nan, "nan"),
+    ],
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+    assert value != value or isclose(float(text.replace(",", "")), value, rel_tol=5e-3)
