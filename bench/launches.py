@@ -37,15 +37,18 @@ NUMBERS = dict(
 def numbers(name: str) -> Iterator[torch.dtype]:
     """The dtype of that name, with torch's switches set for it."""
     dtype, products = NUMBERS[name]
-    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [switch.fp32_precision for switch in switches]
+    before = torch.backends.cudnn.conv.fp32_precision == "tf32", torch.get_float32_matmul_precision()
+
+    def switch(conv: bool, matmul: str) -> None:
+        # not by `fp32_precision = ...`: after it torch refuses to read the older switches, and its compiler reads them
+        torch.backends.cudnn.allow_tf32 = conv
+        torch.set_float32_matmul_precision(matmul)
+
     try:
-        for switch in switches:
-            switch.fp32_precision = products
+        switch(products == "tf32", "high" if products == "tf32" else "highest")
         yield dtype
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        switch(*before)
 
 
 @dataclass(frozen=True)

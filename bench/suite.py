@@ -184,7 +184,7 @@ def judged(machine: Machine, setting: Setting) -> gate.Judge:
     generator = torch.Generator(machine.device).manual_seed(0)
     dtype, _ = NUMBERS[setting.dtype]
     empty = case_tensors(setting.case, dtype, device=machine.device, channels_last=setting.layout == "channels_last")
-    tensors = [None if t is None else t.detach().normal_(generator=generator) for t in empty]
+    tensors = [None if t is None else gate.fill(t.detach(), generator) for t in empty]
     return gate.Judge(setting.op, setting.case, tensors, truth_device=machine.device)
 
 

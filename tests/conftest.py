@@ -4,8 +4,12 @@
     interpreter  CPU tensors, the kernels through Triton's interpreter; the process has TRITON_INTERPRET=1
     codegen      the kernels compiled ahead of time for real chips, no driver
     stub         real launches into a recording driver
+    gpu          real launches on a real GPU
+    dry          the tests of lane gpu without one: all is done, launches go into the recording driver, and of what the
+                 kernels then leave nothing is asserted. Only by its name
 
-A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run.
+A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run. The marker
+`repetition` is of the cases that a short run may leave out.
 """
 
 import os
@@ -13,7 +17,7 @@ import os
 import pytest
 import torch
 
-LANES = ("reference", "interpreter", "codegen", "stub")
+LANES = ("reference", "interpreter", "codegen", "stub", "gpu", "dry")
 
 
 def pytest_addoption(parser):
@@ -24,14 +28,23 @@ def pytest_configure(config):
     torch.set_num_threads(1)  # processes run side by side
     for lane in LANES:
         config.addinivalue_line("markers", f"{lane}: runs in the {lane} lane")
+    config.addinivalue_line("markers", "repetition: does for one more case what another test does")
     lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
     if lane and (lane == "interpreter") != interpreted:
         raise pytest.UsageError(f"--lane {lane} needs a process with{'out' * interpreted} TRITON_INTERPRET=1")
+    if lane == "gpu" and not torch.cuda.is_available():
+        raise pytest.UsageError("--lane gpu needs a GPU")
+
+
+def lanes_of(lane, interpreted):
+    """The lanes to run."""
+    if lane or interpreted:
+        return {lane or "interpreter"}
+    return set(LANES) - {"interpreter", "dry"} - (set() if torch.cuda.is_available() else {"gpu"})
 
 
 def pytest_collection_modifyitems(config, items):
-    lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
-    wanted = {lane} if lane else {"interpreter"} if interpreted else set(LANES) - {"interpreter"}
+    wanted = lanes_of(config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1")
     kept, others = [], []
     for item in items:
         marks = {mark.name for mark in item.iter_markers()} & set(LANES)
@@ -40,6 +53,14 @@ def pytest_collection_modifyitems(config, items):
         (kept if marks & wanted else others).append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def no_users_table(monkeypatch):
+    """Plans that this machine's user has measured stay out of the tests."""
+    from tritonshare import tables
+
+    monkeypatch.setattr(tables, "user_file", lambda arch: None)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tritonshare  # noqa: F401 (registers the ops)
+from tests.guard import Guard
 from tritonshare import functional, gate
 from tritonshare.op import REGISTRY
 
@@ -44,3 +45,24 @@ def results(op, tensors, grad=None, family="integers", **options):
 def assert_same_bits(pairs):
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+# The same numbers in other layouts.
+
+
+def to_channels_last(t):
+    return t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
+
+
+def strided(t):
+    """The same numbers, every second element of a larger tensor along the last axis."""
+    wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+def unaligned(t):
+    """The same numbers, dense, one element off the allocator's alignment."""
+    guard = Guard.empty(tuple(t.shape), t.dtype, offset=1, device=t.device)
+    guard.tensor.copy_(t)
+    return guard.tensor

@@ -58,3 +58,28 @@ def test_tensors_are_the_same_every_time(op, family):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     if family == "nonfinite":
         assert not once[0].isfinite().all()
+
+
+def test_tf32_has_an_eps_of_its_own():
+    truth, ours = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.0, 2.002])
+    assert gate.compare("output", ours, truth, truth.float(), tf32=True).passed
+    assert not gate.compare("output", torch.tensor([1.0, 2.01]), truth, truth.float(), tf32=True).passed
+
+
+def test_numbers_are_cut_to_those_of_tf32():
+    t = torch.randn(3, 1, 5, 7).to(memory_format=torch.channels_last)
+    t[0, 0, 0, :3] = torch.tensor([NAN, INF, -INF])
+    cut = gate.in_tf32(t)
+    assert cut.stride() == t.stride()
+    assert cut[0, 0, 0, :3].tolist()[1:] == [INF, -INF]
+    assert cut[0, 0, 0, 0].isnan()
+    rest, before = cut.flatten()[3:], t.flatten()[3:]
+    assert (rest.frexp().mantissa * 2**11 % 1 == 0).all()
+    assert ((rest - before).abs() < before.abs() * gate.TF32_EPS).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_values_made_on_a_device_are_exact_in_every_dtype(dtype):
+    t = gate.fill(torch.empty(1000, dtype=dtype), torch.Generator().manual_seed(0)).double()
+    assert (t * 32 % 1 == 0).all()
+    assert 0.9 < t.std() < 1.1

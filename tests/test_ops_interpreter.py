@@ -6,8 +6,19 @@ import pytest
 import torch
 from hypothesis import strategies
 
-from tests.guard import Guard, poisoned_allocations
-from tests.ops import DTYPES, assert_same_bits, call, case_of, cases, ops, results
+from tests.guard import poisoned_allocations
+from tests.ops import (
+    DTYPES,
+    assert_same_bits,
+    call,
+    case_of,
+    cases,
+    ops,
+    results,
+    strided,
+    to_channels_last,
+    unaligned,
+)
 from tests.sanitizer import Sanitizer
 from tritonshare import functional, gate, plan
 
@@ -88,24 +99,6 @@ def test_the_order_of_programs_does_not_matter(op, case):
         with Sanitizer(order=order):
             found.append(results(op, tensors, family="random", **case.options))
     assert_same_bits(zip(*found, strict=True))
-
-
-def to_channels_last(t):
-    return t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
-
-
-def strided(t):
-    """The same numbers, every second element of a larger tensor along the last axis."""
-    wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
-    wide[..., ::2] = t
-    return wide[..., ::2]
-
-
-def unaligned(t):
-    """The same numbers, dense, one element off the allocator's alignment."""
-    guard = Guard.empty(tuple(t.shape), t.dtype, offset=1)
-    guard.tensor.copy_(t)
-    return guard.tensor
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))

@@ -67,6 +67,16 @@ def test_a_repeated_call_neither_compiles_nor_binds(gpu, op):
     assert len(gpu.launches) > launches
 
 
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_batches_of_every_size_share_a_problem(gpu, op, case):
+    """The stub refuses a launch that does not suit what was compiled for another batch."""
+    x, *rest = leaves(case)
+    for batch in (1, 200, 1, 17):
+        many = x.detach()[:1].repeat(batch, *[1] * (x.dim() - 1)).requires_grad_()
+        backward(call(op, [many, *rest], **case.options), [many, *rest])
+    assert len(op._problems) == 1
+
+
 @pytest.mark.parametrize("op", ops())
 def test_calls_with_and_without_gradients_are_kernels_of_their_own(gpu, op):
     case = case_of(op, "tiny")

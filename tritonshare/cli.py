@@ -126,8 +126,52 @@ def run_doctor(args: argparse.Namespace) -> int:
     return importlib.import_module("tritonshare.doctor").main(args)
 
 
+def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "target",
+        metavar="TARGET",
+        help="package.module:function or path/to/file.py:function: yours, and it returns (module, *example inputs)",
+    )
+    add("--budget", type=float, default=300.0, metavar="SECONDS", help="time to spend (default: %(default)s)")
+    add("--device", default="cuda", metavar="NAME", help="cuda or cuda:N (default: %(default)s)")
+    add("--dtype", choices=("bfloat16", "float16"), help="of autocast in the forward (default: none)")
+
+
+def run_tune(args: argparse.Namespace) -> int:
+    import torch
+
+    from tritonshare import tune
+    from tritonshare.target import TargetError, model_of
+
+    if not args.budget > 0:
+        return fail("tune", 2, f"--budget must be more than 0 seconds, but is {args.budget:g}")
+    if not torch.cuda.is_available():
+        return fail("tune", 2, "no GPU: plans are measured on the one that they are for")
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except RuntimeError as error:
+        return fail("tune", 2, f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
+    try:
+        module, inputs = model_of(args.target)
+        if isinstance(module, torch.nn.Module):
+            module.to(device)
+        inputs = tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs)
+        dtype = getattr(torch, args.dtype) if args.dtype else None
+        done = tune.tune_model(module, *inputs, budget=args.budget, dtype=dtype)
+    except (TargetError, tune.NothingToTune) as error:
+        return fail("tune", 2, str(error))
+    except RuntimeError as error:
+        return fail("tune", 1, str(error))
+    except OSError as error:
+        return fail("tune", 1, f"{error.filename}: {error.strerror or error}")
+    return 1 if any(tuned.failure for tuned in done) else 0
+
+
 Command = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int], str]
 COMMANDS: dict[str, Command] = {
     "train": (add_train_arguments, run_train, "Train the two-block CNN on real images."),
+    "tune": (add_tune_arguments, run_tune, "Measure plans for a model of yours on this GPU, and keep them."),
     "doctor": (add_doctor_arguments, run_doctor, "Show versions and paths taken, and check the kernels."),
 }

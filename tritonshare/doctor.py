@@ -8,10 +8,11 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 
 import torch
 
-from . import gate, launch
+from . import gate, launch, plan
 from .op import REGISTRY
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,7 +35,10 @@ def main(args: argparse.Namespace) -> int:
     for name, value in versions().items():
         print(f"{name:<12} {value}")
     print(f"{'device':<12} {describe(device)}")
-    print(f"{'path':<12} {launch.path(torch.empty(1, device=device)).reason}")
+    way = launch.path(torch.empty(1, device=device))
+    print(f"{'path':<12} {way.reason}")
+    for line in tables_in_use(device) if way.kernels else ["not used: no kernel runs here"]:
+        print(f"{'plans':<12} {line}")
     print()
     for op in REGISTRY.values():
         for dtype in DTYPES:
@@ -61,6 +65,27 @@ def describe(device: torch.device) -> str:
         return f"{device.type} ({platform.processor() or platform.machine()}, {os.cpu_count()} processors)"
     properties = torch.cuda.get_device_properties(device)
     return f"{device} {properties.name}, {properties.multi_processor_count} multiprocessors"
+
+
+def tables_in_use(device: torch.device) -> list[str]:
+    """The tables of measured plans, and how many of their rows count here; the rest is the ladders'."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong with a file is told below
+        sources = plan.sources(plan.facts(device).arch)
+    lines = []
+    for source in sources:
+        rows = [*source.table.plans, *source.table.verdicts]
+        if source.path is None:
+            told = "none, platformdirs is not installed"
+        elif source.problem:
+            told = f"{source.path} {source.problem}: ignored"
+        elif not rows:
+            told = f"none at {source.path}"
+        else:
+            counted = sum(key[-1] == plan.triton_minor() for key in rows)
+            told = f"{source.path}, {counted} of {len(rows)} rows are of Triton {plan.triton_minor()}"
+        lines.append(f"{source.name}: {told}")
+    return lines
 
 
 def short(dtype: torch.dtype) -> str:

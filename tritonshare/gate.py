@@ -5,7 +5,8 @@ For the output and for each gradient,
     |ours - truth| <= 2 * max |torch - truth| + 4 * eps * max |truth|
 
 where truth is the reference in fp64 on the same numbers, and torch the reference in the same dtype on the same device.
-No tolerance is ever picked by hand.
+No tolerance is ever picked by hand. TF32 is a dtype of its own: where torch's switch lets a GPU take products of fp32
+in it (torch may or may not do so), eps is TF32's, and tensors hold numbers that TF32 has.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .op import Case, Op
 
 FAMILIES = ("random", "integers", "ties", "nonfinite", "extreme")
 Tensors = Sequence[torch.Tensor | None]
+TF32_EPS = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Comparison:
         return f"{self.name}: error {self.error:.3g}, bound {self.bound:.3g} {self.problem}".rstrip()
 
 
-def compare(name: str, ours: torch.Tensor, truth: torch.Tensor, yardstick: torch.Tensor) -> Comparison:
+def compare(
+    name: str, ours: torch.Tensor, truth: torch.Tensor, yardstick: torch.Tensor, *, tf32: bool = False
+) -> Comparison:
     """`ours` against the gate. Of an output, infinities and NaN must be truth's; where only the yardstick overflowed,
     ours may. Of a gradient, places where truth is not finite are passed over: 0 * inf depends on what is skipped."""
     if ours.shape != truth.shape:
         return Comparison(name, 0.0, 0.0, f"has shape {list(ours.shape)}, expected {list(truth.shape)}")
-    eps = torch.finfo(ours.dtype).eps
+    eps = TF32_EPS if tf32 else torch.finfo(ours.dtype).eps
     ours, truth, yardstick = (t.detach().to(truth.device, torch.float64) for t in (ours, truth, yardstick))
     overflowed = truth.isfinite() & ~yardstick.isfinite() & ~ours.isfinite()
     finite = truth.isfinite() & ~overflowed
@@ -100,6 +104,19 @@ def make_tensors(
     return tensors
 
 
+def fill(t: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Normal values in steps of 1/32, in place, for tensors too large to be made on the CPU. Sums of their products are
+    exact in fp32, so that of millions of maxima none is decided by how a sum was rounded."""
+    return t.normal_(generator=generator).mul_(32).round_().div_(32)
+
+
+def in_tf32(t: torch.Tensor) -> torch.Tensor:
+    """The numbers of an fp32 tensor, cut to TF32's ten bits, so that their products are exact."""
+    cut = t.detach().clone()  # a copy that has its strides, too
+    cut.view(torch.int32).bitwise_and_(-(1 << 13))
+    return cut
+
+
 def make_gradient(output: torch.Tensor, family: str = "random", seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     if family in ("integers", "ties"):
@@ -135,21 +152,32 @@ class Judge:
         self, op: Op, case: Case, tensors: Tensors, family: str = "random", truth_device: torch.device | str = "cpu"
     ) -> None:
         options = op.canonical(tensors, *raw_options(op, case.options))
+        x = tensors[0]
+        self.tf32 = x.device.type == "cuda" and x.dtype == torch.float32 and op.precision() == "tf32"
+        if self.tf32:
+            tensors = [None if t is None else in_tf32(t) for t in tensors]
 
         def reference(*args: torch.Tensor | None) -> torch.Tensor:
             return op.reference(*args, *options)
 
+        def gradient(output: torch.Tensor) -> torch.Tensor:
+            made = make_gradient(output, family)
+            self.grad = in_tf32(made) if self.tf32 else made
+            return self.grad
+
         plain = [None if t is None else t.detach().contiguous() for t in tensors]
         self.tensors = tensors
-        self.yardstick = run(reference, plain, lambda out: make_gradient(out, family))
-        self.grad = make_gradient(self.yardstick["output"], family)
+        self.yardstick = run(reference, plain, gradient)
         exact = [None if t is None else t.to(truth_device, torch.float64) for t in plain]
         self.truth = run(reference, exact, self.grad)
 
     def __call__(self, function: Callable[..., torch.Tensor], *, gradients: bool = True) -> list[Comparison]:
         """`function`, on the call's tensors, through the gate: its output and every gradient."""
-        found = run(function, self.tensors, self.grad if gradients else None)
-        return [compare(name, found[name], self.truth[name], self.yardstick[name]) for name in found]
+        return self.compare(run(function, self.tensors, self.grad if gradients else None))
+
+    def compare(self, found: Mapping[str, torch.Tensor]) -> list[Comparison]:
+        """What `run` found, against the gate."""
+        return [compare(name, t, self.truth[name], self.yardstick[name], tf32=self.tf32) for name, t in found.items()]
 
 
 def check(op: Op, case: Case, tensors: Tensors, family: str = "random") -> list[Comparison]:

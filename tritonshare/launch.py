@@ -81,7 +81,7 @@ _recorded: list[Launch] | None = None
 @contextmanager
 def record() -> Iterator[list[Launch]]:
     """Within the block launches are recorded and not done, and tensors of every device take the kernels, so that meta
-    tensors can go the way of real ones. A block of `using` goes around it, not inside."""
+    tensors can go the way of real ones."""
     global _recorded
     outer, _recorded = _recorded, []
     try:
@@ -95,7 +95,8 @@ class Launcher:
     """A kernel with its compile-time arguments bound, for one device.
 
     Calling it launches `grid` programs with the run-time arguments, given in the kernel's order. The first call with an
-    alignment goes through Triton's binder, which compiles; later ones call what it compiled directly.
+    alignment goes through Triton's binder, which compiles; later ones call what it compiled directly. So an argument
+    has the same dtype in every call: what is written now in one and now in another takes two launchers.
     """
 
     def __init__(self, kernel: Any, constants: dict[str, Any], plan: Plan, device: torch.device) -> None:
@@ -104,6 +105,8 @@ class Launcher:
         self.plan = plan
         self.device = device
         self._values = tuple(self.constants[name] for name in kernel.arg_names if name in self.constants)
+        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "enable_fp_fusion": True}
+        self._keywords = {**self.constants, **options}
         self._compiled: dict[tuple[bool, ...], Any] = {}
 
     def __call__(self, grid: int, *args: Any) -> None:
@@ -125,12 +128,10 @@ class Launcher:
         if compiled is not None:
             compiled[(grid, 1, 1)](*args, *self._values)
             return
-        compiled = self.kernel[(grid,)](
-            *args,
-            **self.constants,
-            num_warps=self.plan.num_warps,
-            num_stages=self.plan.num_stages,
-            enable_fp_fusion=True,
-        )
+        compiled = self.kernel[(grid,)](*args, **self._keywords)
         if compiled is not None:  # None from the interpreter
             self._compiled[key] = compiled
+
+    def compile(self, args: tuple[Any, ...]) -> None:
+        """Compile for such arguments and the current device, and launch nothing; a call finds it done."""
+        self.kernel.warmup(*args, grid=(1,), **self._keywords)

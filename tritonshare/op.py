@@ -82,7 +82,14 @@ class Rival:
 class Problem(Protocol):
     """An op with everything fixed but the batch, axis 0 of the first tensor: what a key stands for."""
 
-    plans: Mapping[str, plan.Plan]  # by pass
+    op: str  # its name
+    signature: str  # all that fixes it, as plan.signature writes it
+    override: plan.Override  # that was in force when it was made
+    facts: plan.Device
+    ladder: plan.Ladder
+    chosen: Mapping[str, plan.Chosen]  # by pass, as plan.choose chooses
+    plans: Mapping[str, plan.Plan]  # of those
+    passes: Mapping[str, tuple[int, ...]]  # those that kernels compute, and the tensors whose gradients are theirs
     kept: tuple[bool, ...]  # which of forward's tensors the backward reads
 
     def allocate(self, *tensors: torch.Tensor | None, save: bool = True) -> tuple[torch.Tensor | None, ...]:
@@ -177,7 +184,9 @@ class Op:
             tensors = _autocast(tensors, x.device.type)
         problem = self._problem(tensors, args[self.tensors :])
         if _explained.get() is not None:
-            _explained.get().append(Explanation(self.name, tuple(x.shape), *launch.path(tensors[0]), problem))
+            twins = tuple(None if t is None else _twin(t) for t in tensors)
+            raw = args[self.tensors :]
+            _explained.get().append(Explanation(self.name, twins, raw, *launch.path(tensors[0]), problem))
         if problem is None:
             return self._reference((*tensors, *args[self.tensors :]))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -370,21 +379,30 @@ def _register(op: Op) -> None:
     torch.library.register_vmap(f"tritonshare::{op.name}", one_by_one, lib=LIBRARY)
 
 
-@dataclass(frozen=True)
+def _twin(t: torch.Tensor) -> torch.Tensor:
+    """A tensor on meta: all but the values."""
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta").requires_grad_(t.requires_grad)
+
+
+@dataclass(frozen=True, eq=False)
 class Explanation:
-    """Which way one call of an op went."""
+    """Which way one call of an op went.
+
+    tensors: the arguments without their values, on meta. options: the others, as they were given.
+    """
 
     op: str
-    shape: tuple[int, ...]
+    tensors: tuple[torch.Tensor | None, ...]
+    options: tuple[Any, ...]
     kernels: bool
     reason: str
     problem: Problem | None
 
     def __str__(self) -> str:
         way = "kernels" if self.kernels else "plain-torch reference"
-        lines = [f"{self.op} {list(self.shape)}: {way} ({self.reason})"]
+        lines = [f"{self.op} {list(self.tensors[0].shape)}: {way} ({self.reason})"]
         if self.problem is not None:
-            lines += [f"  {name}: {p}" for name, p in self.problem.plans.items()]
+            lines += [f"  {name}: {c.plan} (from {c.source})" for name, c in self.problem.chosen.items()]
             lines += [f"  {note}" for note in getattr(self.problem, "notes", ())]
         return "\n".join(lines)
 

@@ -2,21 +2,29 @@
 
 A plan is a frozen value, chosen by a pure function of the problem and the device's facts: never by a timing at run
 time, so that every process and every run takes the same one. The functions that choose (an op's ladder) stand with the
-op; what they share is here.
+op; what they share is here, and so are the tables of measured plans, which may change speed only: a row counts where
+its plan fits the problem and takes sums in the order of the ladder's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+from torch._prims_common import suggest_memory_format
 
+from . import tables
 from .check import ArgumentError
+
+if TYPE_CHECKING:
+    from .op import Problem
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,17 @@ class Plan:
     def __getitem__(self, name: str) -> int:
         return dict(self.blocks)[name]
 
-    def changed(self, changes: dict[str, int]) -> Plan:
+    @classmethod
+    def of_data(cls, data: tables.Sizes) -> Plan:
+        """The plan of a table's row."""
+        return cls(tuple(sorted(data.blocks.items())), data.num_warps, data.num_stages, data.variant)
+
+    @property
+    def data(self) -> tables.Sizes:
+        """The plan as a table's row has it."""
+        return tables.Sizes(self.variant, dict(self.blocks), self.num_warps, self.num_stages)
+
+    def changed(self, changes: Mapping[str, Any]) -> Plan:
         """This plan with the block sizes and launch options in `changes`; names it does not have are left out."""
         options = {k: v for k, v in changes.items() if k in ("num_warps", "num_stages")}
         return replace(self, blocks=tuple((k, changes.get(k, v)) for k, v in self.blocks), **options)
@@ -85,11 +103,178 @@ class Plan:
         return f"{self.variant} {sizes} num_warps={self.num_warps} num_stages={self.num_stages}".lstrip()
 
 
+STAGES = (1, 2, 3, 4, 5)
+WARPS = (4, 8, 2)  # eight and two only where a measurement, which also compares bits, has chosen them
+
+
+def around(plan: Plan) -> Iterator[Plan]:
+    """The plan with other stages, and with other warps."""
+    for stages in STAGES:
+        yield replace(plan, num_stages=stages)
+    for warps in WARPS:
+        yield replace(plan, num_warps=warps)
+
+
+class Ladder(Protocol):
+    """What an op knows of its plans for a problem."""
+
+    plans: Mapping[str, Plan]  # by pass
+
+    def fits(self, pass_: str, plan: Plan) -> bool:
+        """Whether a kernel of this pass takes the plan, the problem allows it and the device has room for it. Any
+        plan may be asked about, and any name."""
+        ...
+
+    def candidates(self, pass_: str) -> Iterator[Plan]:
+        """Plans that fit and are worth a measurement, each once, the ladder's own first."""
+        ...
+
+    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
+        """All of the plans that decides in which order sums are taken."""
+        ...
+
+
+def keeps_order(ladder: Ladder, pass_: str, plan: Plan) -> bool:
+    """Whether a plan takes sums in the order of the ladder's own."""
+    return ladder.order({**ladder.plans, pass_: plan}) == ladder.order(ladder.plans)
+
+
+def signature(tensors: Sequence[torch.Tensor | None], options: Sequence[Any], precision: str) -> str:
+    """All that fixes a problem but the batch, as one readable line: tensors with the layout that the kernels bring them
+    to, how fp32 is multiplied, canonical options."""
+    parts = []
+    for i, t in enumerate(tensors):
+        if t is None:
+            parts.append("none")
+            continue
+        dtype = str(t.dtype).removeprefix("torch.") + (f"/{precision}" if t.dtype == torch.float32 else "")
+        sizes = ["*", *t.shape[1:]] if i == 0 else t.shape
+        layout = str(suggest_memory_format(t)).removeprefix("torch.").removesuffix("_format")
+        parts.append(f"{dtype}[{', '.join(str(n) if n == '*' else str(int(n)) for n in sizes)}] {layout}")
+    return ", ".join((*parts, *map(repr, options)))
+
+
+# Tables of measured plans.
+
+
+@dataclass
+class Source:
+    """A file of measured plans, as this process read it."""
+
+    name: str
+    path: Path | None
+    table: tables.Table
+    problem: str = ""  # why the file, or a row of it, is not used
+
+    def ignore(self, problem: str) -> None:
+        """Warn that the file, or a row of it, is not used: once, whatever more there is."""
+        if not self.problem:
+            self.problem = problem
+            warnings.warn(f"tritonshare: {self.path} {problem}: ignored", stacklevel=2)
+
+
+USERS, SHIPPED = "the user's table", "the shipped table"
+
+
+@cache
+def sources(arch: str) -> tuple[Source, Source]:
+    """The user's table and the one that comes with the library, read once in a process."""
+    empty = tables.Table(arch)
+    found = Source(USERS, tables.user_file(arch), empty), Source(SHIPPED, tables.shipped_file(arch), empty)
+    for source in found:
+        try:
+            if source.path is not None:
+                source.table = tables.read(source.path, arch, private=source.name == USERS)
+        except FileNotFoundError:
+            pass
+        except tables.TableError as error:
+            source.ignore(str(error))
+    return found
+
+
+@cache
+def triton_minor() -> str:
+    """The version of Triton that rows must have been measured with."""
+    import triton
+
+    return tables.minor(triton.__version__)
+
+
+def unfit(ladder: Ladder, row: tables.PlanRow) -> str | None:
+    """Why a row's plan is none for this problem, as the rest of a sentence that begins with the file's name."""
+    plan = Plan.of_data(row.plan)
+    if row.pass_ not in ladder.plans or not ladder.fits(row.pass_, plan):
+        return f"has a plan that does not fit {row.op} {row.pass_} ({plan})"
+    if not keeps_order(ladder, row.pass_, plan):
+        return f"has a plan that would change results of {row.op} {row.pass_} ({plan})"
+    return None
+
+
+class Chosen(NamedTuple):
+    """A plan, and where it is from."""
+
+    plan: Plan
+    source: str
+
+
+def _sources(problem: Problem) -> Sequence[Source]:
+    """The tables that count for a problem; the user's own do not where another device is studied."""
+    both = sources(problem.facts.arch)
+    return both[1:] if problem.override.device is not None else both
+
+
+def _measured(problem: Problem, pass_: str) -> Chosen | None:
+    of = (problem.op, pass_, problem.signature)
+    for source in _sources(problem):
+        row = source.table.plans.get((*of, triton_minor()))
+        if row is not None:
+            fault = unfit(problem.ladder, row)
+            if fault is None:
+                return Chosen(Plan.of_data(row.plan), source.name)
+            source.ignore(fault)
+        elif source.name == USERS and any(key[:-1] == of for key in source.table.plans):
+            source.ignore(f"was measured with another Triton than {triton_minor()} (run tritonshare tune again)")
+    return None
+
+
+def choose(problem: Problem) -> dict[str, Chosen]:
+    """A problem's plans by pass: of `using`, else of the user's table, the library's table, the ladder."""
+    changes = dict(problem.override.plan)
+    found = {}
+    for pass_, own in problem.ladder.plans.items():
+        pinned = changes.get(pass_)
+        if pinned is None:
+            chosen = _measured(problem, pass_) or Chosen(own, "the ladder")
+            changed = chosen.plan.changed(changes)
+            found[pass_] = chosen if changed == chosen.plan else Chosen(changed, "tritonshare.using")
+        elif not problem.ladder.fits(pass_, pinned):
+            raise ArgumentError(f"using: plan[{pass_!r}] does not fit this call of {problem.op}: {pinned}")
+        else:
+            found[pass_] = Chosen(pinned, "tritonshare.using")
+    return found
+
+
+def wins(problem: Problem, training: bool = True) -> bool | None:
+    """Whether this library was measured to be faster than torch on a problem, on this arch and with this Triton: True,
+    False, or None where it was not measured or the measurement does not decide.
+
+    training: with the gradients; else the output alone.
+    """
+    for source in _sources(problem):
+        of = (problem.op, "training" if training else "inference", problem.signature)
+        row = source.table.verdicts.get((*of, triton_minor()))
+        if row is not None:
+            if row.us.high < row.rival_us.low:
+                return True
+            return False if row.us.low > row.rival_us.high else None
+    return None
+
+
 @dataclass(frozen=True)
 class Override:
     """What `using` asks for. Hashable: it is part of every problem's key."""
 
-    plan: tuple[tuple[str, int], ...] = ()
+    plan: tuple[tuple[str, int | Plan], ...] = ()
     path: str | None = None
     device: Device | None = None
 
@@ -110,22 +295,25 @@ def override_key() -> Override | None:
 
 @contextmanager
 def using(
-    *, plan: dict[str, int] | None = None, path: str | None = None, device: Device | None = None
+    *, plan: Mapping[str, int | Plan] | None = None, path: str | None = None, device: Device | None = None
 ) -> Iterator[None]:
-    """Within the block, override what the library would choose.
+    """Within the block, override what the library would choose. Of blocks within each other, the inner one wins, name
+    by name.
 
     plan: block sizes and launch options by name, such as {"BLOCK_M": 32, "num_stages": 3}; kernels that have no such
-        name ignore it.
+        name ignore it. Or a whole Plan by the name of a pass, such as {"forward": Plan.of(...)}.
     path: "reference" to take the plain-torch path where the kernels would run.
     device: plan for this device's facts instead of the tensors' own (for studies without the device).
     """
     if path not in (None, "reference"):
         raise ArgumentError(f"using: path must be None or 'reference', but is {path!r}")
-    values: dict[str, Any] = plan or {}
+    outer = _override.get()
+    values = plan or {}
     for name, size in values.items():
-        if not isinstance(size, int) or size < 1:
-            raise ArgumentError(f"using: plan[{name!r}] must be a positive integer, but is {size!r}")
-    token = _override.set(Override(tuple(sorted(values.items())), path, device))
+        if not isinstance(size, Plan) and (not isinstance(size, int) or size < 1):
+            raise ArgumentError(f"using: plan[{name!r}] must be a positive integer or a Plan, but is {size!r}")
+    merged = tuple(sorted({**dict(outer.plan), **values}.items()))
+    token = _override.set(Override(merged, path or outer.path, device or outer.device))
     try:
         yield
     finally:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from itertools import chain, product
+from typing import Any
 
 from ...kernels.geometry import ConvActPool
-from ...plan import Device, Plan
+from ...plan import STAGES, WARPS, Device, Plan, around
 
 # Variants: kernels that load each input (or gradient) once for all the products it is part of.
 BY_CELL = "backward_input_by_cell"
 BY_BOX = "backward_weight_by_box"
+
+# By pass and variant, the sizes that the kernel takes.
+SIZES = {
+    "forward": {"": ("BLOCK_K", "BLOCK_M", "BLOCK_RED", "POSITIONS", "SHARE_INPUTS")},
+    "backward_input": dict.fromkeys(("", BY_CELL), ("BLOCK_C", "BLOCK_M", "BLOCK_RED")),
+    "backward_weight": {
+        "": ("BLOCK_K", "BLOCK_M", "BLOCK_RED", "POSITIONS"),
+        BY_BOX: ("BLOCK_K", "BLOCK_M", "BLOCK_RED"),
+    },
+}
+BLOCKS = (16, 32, 64, 128, 256)  # the matrix units' smallest, and what registers can hold at all
+TILE = 64 * 64  # of fp32, a quarter of what four warps have: 32 registers a thread
 
 
 def power_of_two(n: int, low: int, high: int) -> int:
@@ -31,7 +46,7 @@ class Ladder:
     """
 
     def __init__(self, geo: ConvActPool, itemsize: int, ieee: bool, device: Device) -> None:
-        self.geo, self.itemsize, self.device = geo, itemsize, device
+        self.geo, self.itemsize, self.ieee, self.device = geo, itemsize, ieee, device
         # Elements that are not neighbours in memory take an address each, and addresses take registers. So do operands:
         # all of them where products of IEEE fp32 run on the ordinary cores, those of one step on Ampere.
         self.ampere = ampere = device.arch.startswith(("sm_8", "sm_12"))  # and what computes like it
@@ -44,42 +59,57 @@ class Ladder:
         # Triton 3.6 gives each of them several buffers in tensor memory, more than there is, and compiles a trap.
         self.may_share = not ieee and not device.arch.startswith("sm_10")
 
-    def forward(self) -> Plan:
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plan of every pass."""
+        forward_by_box = self.by_box and self._accumulators_fit(self.geo.WINDOW, 64 * power_of_two(self.geo.KG, 16, 64))
+        # sums in the same order as by tap, so here the layout may choose
+        weight_by_box = self.weight_by_box and self.geo.channels_last
+        return {
+            "forward": self._forward_by_box() if forward_by_box else self._forward_by_position(),
+            "backward_input": self._input_by_cell() if self.by_cell else self._input_by_phase(),
+            "backward_weight": self._weight_by_box() if weight_by_box else self._weight_by_tap(),
+        }
+
+    def _forward_by_box(self) -> Plan:
+        k = power_of_two(self.geo.KG, 16, self.most_channels)
+        blocks = {"BLOCK_M": self.side, "BLOCK_K": k, "BLOCK_RED": 16, "POSITIONS": self.geo.WINDOW}
+        return self._staged("forward", **blocks, SHARE_INPUTS=1)
+
+    def _forward_by_position(self) -> Plan:
         geo, m = self.geo, self.side
         k = power_of_two(geo.KG, 16, self.most_channels)
-        if self.by_box and self._fits(geo.WINDOW, 64 * power_of_two(geo.KG, 16, 64)):
-            elements = (self.boxes * m + self.taps * k) * 16
-            return self._staged(elements, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=16, POSITIONS=geo.WINDOW, SHARE_INPUTS=1)
-        positions = self._positions(lambda p: self._fits(p, m * k))
-        if 2 * m <= self.most_pixels and self._fits(positions, 2 * m * k):
+        positions = self._positions(lambda p: self._accumulators_fit(p, m * k))
+        if 2 * m <= self.most_pixels and self._accumulators_fit(positions, 2 * m * k):
             m *= 2
-        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
-        blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions, "SHARE_INPUTS": 0}
-        return self._staged(positions * m * red + red * k, self._stages(positions), **blocks)
+        red = reduction_block(geo.CG, self.taps, self._deep(geo.CG))
+        return self._staged("forward", BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions, SHARE_INPUTS=0)
 
-    def backward_input(self) -> Plan:
-        geo, m = self.geo, self.side
-        c = power_of_two(geo.CG, 16, self.side)
-        if self.by_cell:
-            c = c if geo.channels_last else 16  # an address per element stored
-            elements = (2 * geo.h.cells_met * geo.w.cells_met * m + self.taps * c) * 16
-            return self._staged(elements, variant=BY_CELL, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=16)
-        red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self._deep(geo.KG))
-        return self._staged(2 * m * red + red * c, BLOCK_M=m, BLOCK_C=c, BLOCK_RED=red)
+    def _input_by_cell(self) -> Plan:
+        # an address per element stored: few of them where channels are not neighbours
+        c = power_of_two(self.geo.CG, 16, self.side) if self.geo.channels_last else 16
+        return self._staged("backward_input", BY_CELL, BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=16)
 
-    def backward_weight(self) -> Plan:
+    def _input_by_phase(self) -> Plan:
         geo = self.geo
-        # the gradient, its code and the bias' sums stay in registers for all window positions: few pixels at a time
-        m = 32
+        c = power_of_two(geo.CG, 16, self.side)
+        red = reduction_block(geo.KG, geo.h.phase_taps * geo.w.phase_taps, self._deep(geo.KG))
+        return self._staged("backward_input", BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red)
+
+    # In backward_weight the gradient, its code and the bias' sums stay in registers for all window positions: few
+    # pixels at a time.
+
+    def _weight_by_box(self) -> Plan:
+        k = power_of_two(self.geo.KG, 16, self.side)
+        red = 16  # an accumulator per tap: few channels at a time
+        return self._staged("backward_weight", BY_BOX, BLOCK_M=32, BLOCK_K=k, BLOCK_RED=red)
+
+    def _weight_by_tap(self) -> Plan:
+        geo = self.geo
         k = power_of_two(geo.KG, 16, self.side)
-        if self.by_box and self.inside and self.taps <= 9 and geo.channels_last:
-            # sums in the same order as backward_weight itself, so here the layout may choose
-            red = 16  # an accumulator per tap: few channels at a time
-            return self._staged(2 * k * m + self.boxes * m * red, variant=BY_BOX, BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red)
         positions = self._positions(lambda p: geo.channels_last)
-        red = reduction_block(geo.CG, geo.h.taps * geo.w.taps, self._deep(geo.CG))
-        blocks = {"BLOCK_M": m, "BLOCK_K": k, "BLOCK_RED": red, "POSITIONS": positions}
-        return self._staged(2 * k * m + positions * m * red, self._stages(positions), **blocks)
+        red = reduction_block(geo.CG, self.taps, self._deep(geo.CG))
+        return self._staged("backward_weight", BLOCK_M=32, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
 
     # Which geometries the variants take: a question of the geometry, the element size and the device alone, asked of
     # the largest tiles, since a layout must not change the answer. Sixteen channels at a time, two stages.
@@ -93,6 +123,14 @@ class Ladder:
         return self.geo.h.reach * self.geo.w.reach
 
     @property
+    def cells_met(self) -> int:
+        return self.geo.h.cells_met * self.geo.w.cells_met
+
+    @property
+    def phases(self) -> int:
+        return self.geo.h.period * self.geo.w.period
+
+    @property
     def inside(self) -> bool:
         return self.geo.h.windows_inside and self.geo.w.windows_inside
 
@@ -104,12 +142,17 @@ class Ladder:
         return shares and self.may_share and self._two_stages((self.boxes + self.taps) * 64 * 16)
 
     @property
+    def weight_by_box(self) -> bool:
+        """Whether the taps of a window share inputs, and an accumulator of each fits the registers."""
+        return self.by_box and self.inside and self.taps <= 9
+
+    @property
     def by_cell(self) -> bool:
         """Whether the phases of a cell share gradients, and all that they meet fits the shared memory."""
         geo = self.geo
-        shares = 1 < geo.h.period * geo.w.period <= 4 and geo.KG % 16 == 0
+        shares = 1 < self.phases <= 4 and geo.KG % 16 == 0
         apart = self.inside and geo.h.overlap * geo.w.overlap == 1
-        met = 2 * geo.h.cells_met * geo.w.cells_met * 64 + self.taps * power_of_two(geo.CG, 16, 64)
+        met = 2 * self.cells_met * 64 + self.taps * power_of_two(geo.CG, 16, 64)
         return shares and apart and self.may_share and not self.ampere and self._two_stages(met * 16)
 
     def _two_stages(self, elements: int) -> bool:
@@ -120,14 +163,6 @@ class Ladder:
         window = self.geo.WINDOW
         return max(p for p in range(1, self.most_positions + 1) if window % p == 0 and (p == 1 or fits(p)))
 
-    def _fits(self, positions: int, tile: int) -> bool:
-        """Whether forward's fp32 tiles fit the registers: an accumulator per position, and what pooling carries."""
-        geo = self.geo
-        carried = {"max": 2, "avg": 1 + geo.has_code, "none": 0}[geo.pool] + (geo.aux == "input")
-        if positions < geo.WINDOW:  # carried from round to round
-            return (positions + carried) * tile <= 4 * 64 * 64
-        return (positions - 1 + carried) * tile <= 5 * 64 * 64  # carried when the first accumulator is spent
-
     def _deep(self, channels: int) -> int:
         """How much of a reduction over channels is loaded at a time; those that do not fill 16 bytes are scattered."""
         return 32 if self.itemsize == 4 or channels % 8 != 0 else 64
@@ -137,10 +172,115 @@ class Ladder:
         single elements hold an address per stage."""
         return 2 if positions < self.geo.WINDOW or self.geo.CG % 8 != 0 else 4
 
-    def _staged(self, elements: int, most: int = 4, variant: str = "", **blocks: int) -> Plan:
-        """As many stages as leave room for two programs on a processor; `elements` are those of one stage.
+    def _staged(self, pass_: str, variant: str = "", **blocks: int) -> Plan:
+        """As many stages as leave room for two programs on a processor.
 
         Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).
         """
-        stages = max(1, min(most, self.device.shared // 2 // (elements * self.itemsize)))
-        return Plan.of(variant, num_warps=4, num_stages=stages, **blocks)
+        most = self._stages(blocks["POSITIONS"]) if "POSITIONS" in blocks else 4
+        stages = min(most, self.device.shared // 2 // self._stage_bytes(pass_, variant, blocks))
+        return Plan.of(variant, num_warps=4, num_stages=max(1, stages), **blocks)
+
+    # What a plan needs, and whether the device has it.
+
+    def _stage_bytes(self, pass_: str, variant: str, sizes: Mapping[str, int]) -> int:
+        """What the operands of one round of a kernel's loop take of the shared memory."""
+        m, red = sizes["BLOCK_M"], sizes["BLOCK_RED"]
+        if pass_ == "forward":
+            k = sizes["BLOCK_K"]
+            x, w = (self.boxes, self.taps) if sizes["SHARE_INPUTS"] else (sizes["POSITIONS"], 1)
+            elements = (x * m + w * k) * red
+        elif pass_ == "backward_input":
+            met, taps = (self.cells_met, self.taps) if variant == BY_CELL else (1, 1)
+            elements = (2 * met * m + taps * sizes["BLOCK_C"]) * red
+        else:
+            x = self.boxes if variant == BY_BOX else sizes["POSITIONS"]
+            elements = 2 * sizes["BLOCK_K"] * m + x * m * red
+        return elements * self.itemsize
+
+    def _accumulators_fit(self, positions: int, tile: int, warps: int = 4) -> bool:
+        """Whether forward's fp32 tiles fit the registers: an accumulator per position, and what pooling carries."""
+        geo = self.geo
+        carried = {"max": 2, "avg": 1 + geo.has_code, "none": 0}[geo.pool] + (geo.aux == "input")
+        if positions < geo.WINDOW:  # carried from round to round
+            return (positions + carried) * tile <= 4 * TILE * warps // 4
+        return (positions - 1 + carried) * tile <= 5 * TILE * warps // 4  # carried when the first accumulator is spent
+
+    def _registers_fit(self, pass_: str, plan: Plan) -> bool:
+        sizes = dict(plan.blocks)
+        m = sizes["BLOCK_M"]
+        if pass_ == "forward":
+            return self._accumulators_fit(sizes["POSITIONS"], m * sizes["BLOCK_K"], plan.num_warps)
+        if pass_ == "backward_input":
+            needed = (self.phases if plan.variant == BY_CELL else 1) * m * sizes["BLOCK_C"]
+        else:  # the accumulators of weights and bias, the gradient and its code
+            k = sizes["BLOCK_K"]
+            needed = (self.taps if plan.variant == BY_BOX else 1) * k * sizes["BLOCK_RED"] + 3 * k * m
+        return needed <= 5 * TILE * plan.num_warps // 4
+
+    def _takes(self, pass_: str, plan: Plan) -> bool:
+        """Whether the geometry is one of those that this kernel computes with these sizes."""
+        sizes = dict(plan.blocks)
+        if self.geo.WINDOW % sizes.get("POSITIONS", 1):
+            return False
+        if pass_ == "forward":
+            shares = sizes["SHARE_INPUTS"]
+            return shares == 0 or (shares == 1 and self.by_box and sizes["POSITIONS"] == self.geo.WINDOW)
+        if pass_ == "backward_input":
+            return plan.variant != BY_CELL or self.by_cell
+        # a split of the pixels is a multiple of 64
+        return sizes["BLOCK_M"] <= 64 and (plan.variant != BY_BOX or self.weight_by_box)
+
+    def fits(self, pass_: str, plan: Plan) -> bool:
+        """Whether a plan is one of this pass, for this geometry, and the device has room for it."""
+        names = SIZES.get(pass_, {}).get(plan.variant)
+        if names is None or tuple(name for name, _ in plan.blocks) != names:
+            return False
+        sizes = dict(plan.blocks)
+        if any(size not in BLOCKS for name, size in plan.blocks if name.startswith("BLOCK_")):
+            return False
+        # ordinary cores hold whole operands in registers
+        if self.ieee and max(sizes["BLOCK_M"], sizes.get("BLOCK_K", 0), sizes.get("BLOCK_C", 0)) > 64:
+            return False
+        if plan.num_warps not in WARPS or plan.num_stages not in STAGES or not self._takes(pass_, plan):
+            return False
+        shared = plan.num_stages * self._stage_bytes(pass_, plan.variant, sizes)
+        return shared <= self.device.shared and self._registers_fit(pass_, plan)
+
+    # For the tuner.
+
+    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
+        """All of the plans that decides in which order sums are taken."""
+        forward, dx, dw = (plans[name] for name in SIZES)
+        return (forward["SHARE_INPUTS"], forward["BLOCK_RED"], dx.variant, dx["BLOCK_RED"], dw["BLOCK_M"])
+
+    def candidates(self, pass_: str) -> Iterator[Plan]:
+        """Plans to try, the ladder's own first: block sizes around those of every variant, then its own with other
+        stages and warps. All of them fit; not all keep the ladder's order of sums."""
+        own = self.plans[pass_]
+        starts = {
+            "forward": (self._forward_by_box, self._forward_by_position),
+            "backward_input": (self._input_by_cell, self._input_by_phase),
+            "backward_weight": (self._weight_by_box, self._weight_by_tap),
+        }[pass_]
+        near = chain.from_iterable(self._near(pass_, start()) for start in starts)
+        for plan in dict.fromkeys(chain([own], near, around(own))):
+            if self.fits(pass_, plan):
+                yield plan
+
+    def _near(self, pass_: str, start: Plan) -> Iterator[Plan]:
+        """Plans of the same variant whose sizes are the same, twice as large or half."""
+        # a block is never larger than what it must hold
+        extents = {"BLOCK_K": self.geo.KG, "BLOCK_C": self.geo.CG}
+        choices = []
+        for name, size in start.blocks:
+            if name.startswith("BLOCK_"):
+                most = power_of_two(extents.get(name, BLOCKS[-1]), BLOCKS[0], BLOCKS[-1])
+                choices.append([s for s in (size, 2 * size, size // 2) if BLOCKS[0] <= s <= most])
+            elif name == "POSITIONS" and not dict(start.blocks).get("SHARE_INPUTS"):
+                choices.append([p for p in range(1, min(self.geo.WINDOW, 16) + 1) if self.geo.WINDOW % p == 0])
+            else:
+                choices.append([size])
+        names = [name for name, _ in start.blocks]
+        for sizes in product(*choices):
+            yield self._staged(pass_, start.variant, **dict(zip(names, sizes, strict=True)))

@@ -22,6 +22,8 @@ from .reference import reference
 class ConvProblem:
     """conv2d_act_pool with everything fixed but the batch."""
 
+    op = "conv2d_act_pool"
+
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
         from ...kernels.activation import ACTIVATIONS as DEVICE_ACTIVATIONS
 
@@ -48,10 +50,11 @@ class ConvProblem:
         # a mean over a smooth activation would need its derivative at every unpooled element
         self.recomputes = self.geo.pool == "avg" and self.geo.derivative_of in ("output", "input")
         self.kept = (self.geo.aux == "output", self.geo.has_code, self.geo.aux == "input")
-        self.overrides = dict(plan.override().plan)
-        self.facts = plan.override().device or plan.facts(self.device)
-        # read here and not when a launcher needs it: torch's switch is part of the problem's key
+        # read here and not when a plan or a launcher needs them: they are part of the problem's key
+        self.override = plan.override()
+        self.facts = self.override.device or plan.facts(self.device)
         self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+        self.signature = plan.signature(tensors, options, self.precision)
 
     # Plans and launchers.
 
@@ -61,9 +64,18 @@ class ConvProblem:
         return Ladder(self.geo, self.dtype.itemsize, ieee, self.facts)
 
     @cached_property
+    def chosen(self) -> dict[str, plan.Chosen]:
+        return plan.choose(self)
+
+    @cached_property
     def plans(self) -> dict[str, Plan]:
-        passes = ("forward", "backward_input", "backward_weight")
-        return {name: getattr(self.ladder, name)().changed(self.overrides) for name in passes}
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
+
+    @cached_property
+    def passes(self) -> dict[str, tuple[int, ...]]:
+        if self.recomputes:
+            return {"forward": ()}
+        return {"forward": (), "backward_input": (0,), "backward_weight": (1, 2)}
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -99,6 +111,11 @@ class ConvProblem:
 
     @cached_property
     def _backward_weight(self) -> launch.Launcher:
+        return self._launcher("backward_weight")
+
+    @cached_property
+    def _backward_weight_split(self) -> launch.Launcher:
+        """A launcher of its own: it writes fp32 partial sums where the other writes gradients in their dtype."""
         return self._launcher("backward_weight")
 
     @cached_property
@@ -210,7 +227,7 @@ class ConvProblem:
         partial = torch.empty(splits * (weights + biases), dtype=torch.float32, device=self.device)
         dw_part = partial if dw is not None else None
         db_part = partial[weights:] if db is not None else None
-        self._backward_weight(tiles * splits, x, *read, dw_part, db_part, n, per_split)
+        self._backward_weight_split(tiles * splits, x, *read, dw_part, db_part, n, per_split)
         self._sum_splits(ceil_div(weights + biases, 256), partial, dw, db, splits)
 
     def splits(self, batch: int) -> tuple[int, int]:
@@ -224,8 +241,7 @@ class ConvProblem:
         return ceil_div(pixels, each), each
 
     def order(self) -> tuple[Any, ...]:
-        forward, dx, dw = (self.plans[name] for name in ("forward", "backward_input", "backward_weight"))
-        return (forward["SHARE_INPUTS"], forward["BLOCK_RED"], dx.variant, dx["BLOCK_RED"], dw["BLOCK_M"])
+        return self.ladder.order(self.plans)
 
     def saved_bytes(self, batch: int) -> int:
         y = batch * self.geo.y_n
