@@ -10,7 +10,7 @@ ARGS ?=
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest -q -n auto
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
-OLDEST := PYTHONPATH=.triton36
+OLDEST := PYTHONPATH=$(CURDIR)/.triton36
 
 .PHONY: train test lint reference interpreter codegen stub oldest bench clean
 

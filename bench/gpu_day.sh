@@ -15,7 +15,7 @@ set -u
 
 # Each step's share, in percent. A step has its share of the time that is left, so what one spares is for the next ones.
 STEPS=(facts tests memcheck racecheck tune suite report)
-declare -A SHARE=([facts]=2 [tests]=26 [memcheck]=5 [racecheck]=4 [tune]=10 [suite]=50 [report]=3)
+declare -A SHARE=([facts]=4 [tests]=25 [memcheck]=5 [racecheck]=4 [tune]=8 [suite]=51 [report]=3)
 LEAST=5    # seconds: with less, a step is not begun
 GRACE=20   # seconds that a step has to end once it is told to
 
@@ -59,7 +59,7 @@ ln -s "$root/kernels" "$scratch/lib/tritonshare/kernels"
 cp "$root"/tritonshare/plans/*.json "$scratch/lib/tritonshare/plans/" 2>/dev/null
 
 unset TRITON_INTERPRET PYTHONHOME "${!PYTEST_@}"
-export PYTHONPATH=$scratch/lib:$root PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=$scratch/lib:$root${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 export TMPDIR=$scratch/tmp XDG_CACHE_HOME=$scratch/cache # where a table of the user's own would be
 export TRITON_CACHE_DIR=$scratch/triton TORCHINDUCTOR_CACHE_DIR=$scratch/inductor
 cd "$root" || exit 2

@@ -346,6 +346,21 @@ def test_too_little_memory_is_the_layers_failure(machine):
     assert "too little memory" in tuned.failure
 
 
+@reference
+def test_where_torch_needs_too_much_memory_there_is_no_verdict(machine, monkeypatch):
+    def ways(op, options):
+        def way(*tensors):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return {"eager": way}
+
+    monkeypatch.setattr(tune, "torch_ways", ways)
+    tuned = tuner(machine).tune(layer())
+    assert set(rows_of(tuned)) == {"forward", "backward_input", "backward_weight"}
+    assert tuned.failure == ""
+    assert [sentence.split(",")[0] for sentence in tuned.left] == ["exact inference", "exact training"]
+
+
 # The real host path, into the stub driver.
 
 

@@ -142,7 +142,7 @@ class PlanRow:
 @dataclass(frozen=True)
 class VerdictRow:
     """How long the whole op takes, by this library and by the best of torch: "inference" is the output alone,
-    "training" output and gradients."""
+    "training" the output and the gradients that were wanted where it was measured."""
 
     op: Annotated[str, NAME]
     pass_: Annotated[str, MODE]

@@ -30,6 +30,10 @@ FINALISTS = 4  # plans that are timed again, besides the ladder's
 TURNS, TURN_SECONDS = 6, 0.05  # of each finalist, one after the other: a drift of the clock meets all of them
 
 
+def tell(line: str) -> None:
+    print(line, flush=True)
+
+
 class NothingToTune(TuneError):
     """Nothing was started."""
 
@@ -67,7 +71,7 @@ class Tuner:
         *,
         seconds: float,
         revision: str,
-        say: Callable[[str], Any] = print,
+        say: Callable[[str], Any] = tell,
         any_order: bool = False,
     ) -> None:
         self.machine, self.say, self.any_order, self.revision = machine, say, any_order, revision
@@ -120,7 +124,10 @@ class Tuner:
             if self.out_of_time():
                 tuned.left.append(f"{layer.name} {mode}, beside torch: no time was left")
                 continue
-            tuned.rows.append(self._verdict(subject, winners, mode))
+            try:
+                tuned.rows.append(self._verdict(subject, winners, mode))
+            except torch.OutOfMemoryError:  # torch keeps much that this library does not
+                tuned.left.append(f"{layer.name} {mode}, beside torch: the device has too little memory")
 
     # A pass.
 
@@ -309,7 +316,7 @@ def tune_model(
     *inputs: Any,
     budget: float = 300.0,
     dtype: torch.dtype | None = None,
-    say: Callable[[str], Any] = print,
+    say: Callable[[str], Any] = tell,
 ) -> list[Tuned]:
     """Measure plans for this library's ops in one forward of `module(*inputs)`, on the GPU that the inputs are on, and
     keep them in the user's table, which processes that start from now on use.

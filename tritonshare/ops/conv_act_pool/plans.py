@@ -272,13 +272,14 @@ class Ladder:
         """Plans of the same variant whose sizes are the same, twice as large or half."""
         # a block is never larger than what it must hold
         extents = {"BLOCK_K": self.geo.KG, "BLOCK_C": self.geo.CG}
+        window, most_positions = self.geo.WINDOW, 4 if self.ieee else 16  # products of ordinary cores compile for long
         choices = []
         for name, size in start.blocks:
             if name.startswith("BLOCK_"):
                 most = power_of_two(extents.get(name, BLOCKS[-1]), BLOCKS[0], BLOCKS[-1])
                 choices.append([s for s in (size, 2 * size, size // 2) if BLOCKS[0] <= s <= most])
             elif name == "POSITIONS" and not dict(start.blocks).get("SHARE_INPUTS"):
-                choices.append([p for p in range(1, min(self.geo.WINDOW, 16) + 1) if self.geo.WINDOW % p == 0])
+                choices.append([p for p in range(1, min(window, most_positions) + 1) if window % p == 0])
             else:
                 choices.append([size])
         names = [name for name, _ in start.blocks]
