@@ -4,11 +4,13 @@ import json
 import os
 import random
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations, product
 from math import inf, isclose, log10, nan
+from pathlib import Path
 
 import pytest
 
@@ -590,6 +592,17 @@ def test_readme_block_is_replaced_and_nothing_else(tmp_path, full_rows):
     assert "slower" in block
     report(folder, "--readme", readme)
     assert readme.read_text() == first
+
+
+def test_the_readmes_block_is_what_the_command_writes_of_recorded_results(tmp_path):
+    root, readme = Path(__file__).parents[1], tmp_path / "README.md"
+    recorded = [folder for folder in (root / "bench" / "results").iterdir() if folder.is_dir()]  # one for each GPU
+    written = []
+    for folder in recorded:
+        shutil.copy(root / "README.md", readme)
+        assert main([str(folder), "-o", str(tmp_path / "report.html"), "--readme", str(readme)]) == 0
+        written.append(readme.read_text())
+    assert (root / "README.md").read_text() in written
 
 
 @pytest.mark.parametrize(
