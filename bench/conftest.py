@@ -13,6 +13,7 @@ from time import monotonic
 
 import pytest
 import torch
+import triton
 
 from bench import roofs as roofs_
 from bench import suite
@@ -125,7 +126,10 @@ class Results:
         self.not_timed.append(record(NotTimed(*row.subject.key, status, why)))
 
     def pytest_benchmark_update_machine_info(self, config, machine_info):
-        machine_info |= self.machine_info
+        for name in ("node", "release"):  # whose machine it was is nobody's business
+            machine_info.pop(name, None)
+        machine_info["cpu"].pop("flags", None)
+        machine_info |= {"torch": torch.__version__, "triton": triton.__version__, **self.machine_info}
 
     def pytest_benchmark_update_commit_info(self, config, commit_info):
         if config.getoption("revision"):
