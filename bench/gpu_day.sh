@@ -165,7 +165,7 @@ tests() {
     local workers
     workers=$(nproc)
     # each holds a context of its own on the GPU, some 500 MB; more of them would wait for each other
-    try "$python" -m pytest tests/test_ops_gpu.py "${lane[@]}" -n $((workers < 8 ? workers : 8)) --dist loadgroup \
+    try "$python" -m pytest tests/test_ops_gpu.py "${lane[@]}" -n $((workers < 8 ? workers : 8)) --dist worksteal \
         -v --durations=25 --junitxml "$out/tests.xml"
 }
 

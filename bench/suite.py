@@ -78,11 +78,11 @@ class Row:
 
 def rows(
     selected: Sequence[tuple[Op, Case]], dtypes: Sequence[str], layouts: Sequence[str], passes: Sequence[str]
-) -> Iterator[Row]:
-    """All rows, in the order of their worth where time runs short: providers that run at once before those that
-    compile, those before the ones that tune; then by dtype and case. Rows of a setting and a provider stay together."""
-    by_patience: dict[int, list[Row]] = {}
-    for dtype in dtypes:
+) -> list[Row]:
+    """All rows, in the order of their worth where time runs short: dtype by dtype, providers that run at once before
+    those that compile, and at the very end those that tune. Rows of a setting and a provider stay together."""
+    found = []
+    for place, dtype in enumerate(dtypes):
         for op, case in selected:
             for layout in layouts:
                 if layout == "contiguous" and "both_layouts" not in case.tags:
@@ -91,11 +91,12 @@ def rows(
                 for name, rival in providers(op).items():
                     if rival is not None and layout == "contiguous" and rival.layout is not None:
                         continue  # its own layout is a row of the other group, or is this one
+                    patience = rival.patience if rival else 0
+                    turn = (patience > 1, place, patience)
                     for pass_ in passes:
                         if rival is None or rival.trains or pass_ == "inference":
-                            by_patience.setdefault(rival.patience if rival else 0, []).append(Row(setting, pass_, name))
-    for patience in sorted(by_patience):
-        yield from by_patience[patience]
+                            found.append((turn, Row(setting, pass_, name)))
+    return [row for _, row in sorted(found, key=lambda entry: entry[0])]
 
 
 class Failed(Exception):
@@ -226,7 +227,6 @@ def least(setting: Setting, pass_: str) -> Cost:
 
 
 ROW_SECONDS = 0.25  # of replays, for a row's device time
-REPLAY_SECONDS = 2e-3  # at the least, so that a stamp's own time is nothing
 WAITS = 30
 
 TimeRounds = Callable[[Call, int, int], Sequence[float]]  # (replay, its calls, rounds) -> seconds a call, by round
@@ -246,7 +246,7 @@ def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -
             for one in calls:
                 one()
             once = Interval.of(machine.time(machine.capture(calls), 3)).median
-            times = 1 if machine.dry else min(max(1, round(REPLAY_SECONDS / once)), 256)
+            times = machine.times(once)
             rounds = 3 if machine.dry else min(max(10, round(ROW_SECONDS / (once * times))), 100)
             device = Interval.of(time_rounds(machine.capture(calls, times), times * len(calls), rounds))
             waits = Interval.of([waited(machine, calls[i % len(calls)]) for i in range(WAITS)])

@@ -55,6 +55,18 @@ def pytest_collection_modifyitems(config, items):
     items[:] = kept
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """After an illegal access no kernel of the process runs any more: xdist puts another worker in its place."""
+    done = yield
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(1)
+    return done
+
+
 @pytest.fixture(autouse=True)
 def no_users_table(monkeypatch):
     """Plans that this machine's user has measured stay out of the tests."""

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
+REPLAY_SECONDS = 2e-3  # at the least, of a replay that is timed
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class Machine:
             return kept
 
         return replay
+
+    def times(self, seconds: float) -> int:
+        """How often a replay is to make calls that take so long together, for a stamp's own time to be nothing."""
+        return min(max(1, round(REPLAY_SECONDS / seconds)), 256)
 
     def time(self, replay: Call, rounds: int) -> list[float]:
         """Seconds of each round."""

@@ -23,7 +23,6 @@ from .op import REGISTRY, Explanation, Op, Rival, Unavailable, explaining
 from .plan import Plan
 from .trial import Layer, Refused, Subject, Trial, TuneError
 
-REPLAY_SECONDS = 2e-3  # at the least, so that a stamp's own time is nothing
 QUICK_ROUNDS = 5
 REFINED = 2  # plans whose stages and warps are varied, too
 FINALISTS = 4  # plans that are timed again, besides the ladder's
@@ -158,7 +157,7 @@ class Tuner:
                 replay = self.machine.capture(calls, times)
                 samples = self.machine.time(replay, QUICK_ROUNDS)
                 timed[candidate] = Timed(candidate, calls, keeps, Interval.of(samples).scaled(1 / (times * len(calls))))
-                times = self._times(timed[own], len(calls))
+                times = self.machine.times(timed[own].time.median * len(calls))
 
         try_all(ladder.candidates(pass_))
         for best in _fastest(timed.values(), own)[:REFINED]:
@@ -189,10 +188,6 @@ class Tuner:
             if not other.keeps_order:
                 self.say(f"    in another order of sums: {1e6 * other.time.median:.2f} us, {other.plan}")
         return row
-
-    def _times(self, own: Timed, copies: int) -> int:
-        """How often a replay makes the calls, from the time of the ladder's plan."""
-        return 1 if self.machine.dry else min(max(1, round(REPLAY_SECONDS / (own.time.median * copies))), 256)
 
     def _time_again(self, finalists: Sequence[Timed], times: int) -> None:
         """Give the finalists a time of many rounds, in turns."""
