@@ -110,10 +110,6 @@ class Problem(Protocol):
         """`backward`'s tensors, not computed."""
         ...
 
-    def order(self) -> tuple[Any, ...]:
-        """All of the plans that decides in which order sums are taken: the same for every layout of the tensors."""
-        ...
-
     def saved_bytes(self, batch: int) -> int:
         """Bytes that the forward keeps for the backward beyond arguments and output."""
         ...

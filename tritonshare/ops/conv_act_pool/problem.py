@@ -240,9 +240,6 @@ class ConvProblem:
         each = ceil_div(ceil_div(pixels, wanted), 64) * 64
         return ceil_div(pixels, each), each
 
-    def order(self) -> tuple[Any, ...]:
-        return self.ladder.order(self.plans)
-
     def saved_bytes(self, batch: int) -> int:
         y = batch * self.geo.y_n
         return (y * self.geo.code_planes if self.kept[1] else 0) + (y * self.dtype.itemsize if self.kept[2] else 0)
