@@ -1,0 +1,5 @@
+"""Optimizers that step a whole model in one launch: drop-in replacements for torch.optim's."""
+
+from .optimizers import SGD, Adam, AdamW
+
+__all__ = ["SGD", "Adam", "AdamW"]

@@ -1,0 +1,129 @@
+"""What SGD, Adam and AdamW have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+from . import codec
+from .extras import Extras, Similarity
+from .layout import scale_of
+from .rules import Rule
+from .stepper import Stepper
+
+Group = dict[str, Any]
+
+
+class OneLaunch(torch.optim.Optimizer):
+    """A torch optimizer whose step is one launch per device and dtype. A subclass inherits from this and then from
+    torch's optimizer, `stepped_by`: constructor, parameter groups, hooks and checkpoints are torch's."""
+
+    stepped_by: ClassVar[type[torch.optim.Optimizer]]
+    rule: ClassVar[Callable[[Group], Rule]]
+    steps_sparse: ClassVar[bool]  # whether torch's own steps sparse gradients
+    grad_norm: torch.Tensor | None = None  # where max_norm is given: the norm of all gradients in the last step
+
+    def __init__(
+        self,
+        params: Any,
+        *args: Any,
+        similarity: Similarity = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        max_norm: float | None = None,
+        clear_gradients: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.extras = Extras(similarity, state_dtype, stochastic_rounding, seed, max_norm, clear_gradients)
+        super().__init__(params, *args, **kwargs)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have gradients, in place. A step that raises has changed nothing.
+
+        closure: computes the loss and the gradients again; its result is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._attached is not None:
+            self._attached.end_of_step()
+            return loss
+        step = self._step
+        if torch.compiler.is_compiling():
+            step = torch.compiler.disable(step)
+        step()
+        return loss
+
+    _attached: Any = None  # see attach
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        if self._stepper is None:
+            self._stepper = Stepper(self, lambda: [group["params"] for group in self.param_groups])
+        self._stepper.step()
+
+    _stepper: Stepper | None = None
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """torch's GradScaler asks: whether a step divides by `grad_scale` and heeds `found_inf` itself, as the kernels
+        do. In plain torch GradScaler does both before the step."""
+        from .. import launch
+
+        return all(launch.path(p).kernels for group in self.param_groups for p in group["params"])
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """torch's constructor says it for fused=True; here it depends on where the parameters are."""
+
+    # Checkpoints: as torch's, whatever the states are kept in.
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, and to be loaded by torch's optimizer: 8-bit states are written in fp32, steps are on the CPU unless
+        a group is capturable or fused."""
+        found = super().state_dict()
+        on_device = {
+            i for group in found["param_groups"] for i in group["params"] if group.get("capturable") or group.get("fused")
+        }
+        found["state"] = {
+            i: self._plain(state, i in on_device) if isinstance(state, dict) else state
+            for i, state in found["state"].items()
+        }
+        return found
+
+    @staticmethod
+    def _plain(state: dict[str, Any], on_device: bool) -> dict[str, Any]:
+        plain = dict(state)
+        for name, value in state.items():
+            if name == "step" and isinstance(value, torch.Tensor):
+                plain[name] = value.clone() if on_device else value.to("cpu", copy=True)
+            scale = plain.pop(scale_of(name), None)
+            if scale is not None:
+                signed = name in ("momentum_buffer", "exp_avg")
+                plain[name] = codec.decode(value, scale, signed)
+        return plain
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, from a state_dict of this class or of torch's; states come to have `state_dtype`."""
+        super().load_state_dict(state_dict)
+        if self.extras.state_dtype is not None:  # torch's gave them the weight's
+            saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+            own = [p for group in self.param_groups for p in group["params"]]
+            for i, p in zip(saved, own, strict=True):
+                for name, value in state_dict["state"].get(i, {}).items():
+                    if isinstance(value, torch.Tensor) and name != "step":
+                        self.state[p][name] = value.to(p.device, torch.float32)
+        self._stepper = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        plain = {p: self._plain(of, True) for p, of in self.state.items()}
+        return {**state, "state": type(self.state)(self.state.default_factory, plain), "extras": self.extras}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stepper = None

@@ -1,0 +1,316 @@
+"""Which parameters of an optimizer the kernels step, in which launches, with which states; and which plain torch does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import launch
+from ..check import ArgumentError, ArgumentTypeError
+from ..launch import Launcher
+from . import codec
+from .rules import Numbers, Rule
+from .walk import Kind, Member, Walk, chunks_of, plan_of
+
+if TYPE_CHECKING:
+    from .base import OneLaunch
+
+Tensors = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A parameter that has, or had, a gradient."""
+
+    name: str  # for sentences
+    index: int  # among the parameters of the stepper
+    stream: int  # of random numbers: its index among all of the optimizer's
+    group: int
+    parameter: torch.Tensor
+    weight: torch.Tensor  # what this process holds of it
+    gradient: torch.Tensor  # likewise; the weight where there is none now
+    rule: Rule
+    along: str | None  # of the user's similarity
+
+    def error(self, problem: str, kind: type[Exception] = ArgumentError) -> Exception:
+        return kind(f"{self.name} {problem}")
+
+
+@dataclass
+class Part:
+    """The parameters that one walk steps. copies: of gradients that lie in another order than their weights, by index."""
+
+    walk: Walk
+    indices: Sequence[int]
+    copies: Mapping[int, torch.Tensor]
+    sums: torch.Tensor | None = None  # of squares, for the global norm
+    similarities: Sequence[torch.Tensor | None] = ()  # the user's, which the walk reads
+
+
+@dataclass
+class Layout:
+    """Who steps what, as long as the same parameters have gradients of the same kinds."""
+
+    members: frozenset[int]  # the indices of parameters that have, or had, gradients
+    stepped: Tensors  # the parameters of `parts`
+    parts: Sequence[Part]
+    plain: Sequence[Place]  # in plain torch
+    hypers: Mapping[torch.device, torch.Tensor]
+    sums: torch.Tensor | None  # those of all parts
+    states: dict[torch.Tensor, dict[str, Any]]  # made for the first step, not yet the optimizer's
+    clip: Launcher | None = None
+    sent: list[int] | None = None  # the pointers in the tables
+    numbers: list[Numbers] = field(default_factory=list)  # likewise
+
+
+class Counts:
+    """The steps that parameters have made, a number per chunk: each program of a launch counts its own.
+
+    The first of them is torch's state["step"]. What anyone else writes to it is taken for all.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[torch.Tensor, torch.Tensor] = {}
+        self._allocated: list[tuple[torch.Tensor, Tensors, int]] = []
+
+    def get(self, parameter: torch.Tensor, length: int, steps: Any) -> torch.Tensor | None:
+        """A parameter's counts, if there are any and `steps`, the number in its state, is still one of them."""
+        count = self._of.get(parameter)
+        if count is None or len(count) != length:
+            return None
+        mine = not isinstance(steps, torch.Tensor) or steps.data_ptr() == count.data_ptr()
+        return count if mine else None
+
+    def add(self, places: Sequence[Place], lengths: Sequence[int], steps: Sequence[Any]) -> None:
+        """Counts of places on one device, begun at `steps`."""
+        rounded = [length + -length % 4 for length in lengths]
+        with torch.inference_mode(False):
+            flat = torch.zeros(sum(rounded), device=places[0].weight.device)
+        counts = [whole[:length] for whole, length in zip(flat.split(rounded), lengths, strict=True)]
+        for count, made in zip(counts, steps, strict=True):
+            count.copy_(torch.as_tensor(made, dtype=torch.float32))
+        self._of.update(zip((p.parameter for p in places), counts, strict=True))
+        self._allocated.append((flat, counts, flat._version))
+
+    def __getitem__(self, parameter: torch.Tensor) -> torch.Tensor:
+        return self._of[parameter]
+
+    def spread(self) -> None:
+        """Take what was written to first counts."""
+        for i, (flat, counts, version) in enumerate(self._allocated):
+            if flat._version != version:
+                for count in counts:
+                    count.copy_(count[0].clone())
+                self._allocated[i] = flat, counts, flat._version
+
+
+def local(t: torch.Tensor | None) -> torch.Tensor | None:
+    """The part of a distributed tensor that this process holds; any other tensor itself."""
+    return t.to_local() if hasattr(t, "to_local") else t
+
+
+def is_dense(t: torch.Tensor) -> bool:
+    """Whether the elements fill their memory without a gap or an overlap: then torch keeps the strides of a copy."""
+    return torch.empty_like(t, device="meta").stride() == t.stride()
+
+
+def rows_of(weight: torch.Tensor) -> int | None:
+    """How many rows (axis 0) lie one after the other in memory; None where rows lie otherwise."""
+    if weight.dim() < 2 or not weight.numel():
+        return 1
+    rows = weight.shape[0]
+    return rows if weight.stride(0) * rows == weight.numel() else None
+
+
+def why_plain(place: Place, optimizer: OneLaunch) -> str | None:
+    """Why the kernels cannot step a parameter, as the rest of a sentence; None if they can."""
+    w, g = place.weight, place.gradient
+    group = optimizer.param_groups[place.group]
+    path = launch.path(w)
+    if not path.kernels:
+        return f"is updated by plain torch ({path.reason})"
+    if group["differentiable"]:
+        return "is updated by plain torch (differentiable=True)"
+    if any(isinstance(beta, torch.Tensor) for beta in group.get("betas", ())):
+        return "is updated by plain torch (betas are tensors)"
+    if g.layout != torch.strided:
+        return f"is updated by plain torch (its gradient is {g.layout})"
+    if not is_dense(w):
+        return "is updated by plain torch (its elements do not fill their memory)"
+    rows = rows_of(w)
+    if optimizer.extras.built_in == "row" and (rows is None or (rows > 1 and w.numel() // rows >= 2**30)):
+        return "is updated by plain torch (its rows do not lie one after the other, or have 2^30 elements)"
+    return None
+
+
+def check_place(place: Place, optimizer: OneLaunch, plain: str | None) -> None:
+    """Raise one sentence on what a step cannot do with a parameter."""
+    of, w, g = optimizer.extras, place.weight, place.gradient
+    if g.layout != torch.strided:
+        if not optimizer.steps_sparse:  # as torch's own optimizer says it
+            name = type(optimizer).__name__
+            raise RuntimeError(f"{name} does not support sparse gradients, please consider SparseAdam instead")
+    elif g.shape != w.shape or g.device != w.device:
+        raise place.error(f"has shape {list(w.shape)} on {w.device}, but its gradient {list(g.shape)} on {g.device}")
+    elif g.is_complex() != w.is_complex() or g.dtype not in (*launch.KERNEL_DTYPES, w.dtype):
+        raise place.error(f"has a gradient of dtype {g.dtype}, but is {w.dtype}", ArgumentTypeError)
+    else:
+        for t, name in ((w, "memory"), (g, "gradient")):
+            if t.numel() and t.untyped_storage().nbytes() == 0:
+                raise place.error(f"has a {name} that was freed")
+    if plain and of.state_dtype is not None:
+        raise place.error(f"{plain}: state_dtype={of.state_dtype} is not supported there")
+    if plain and of.stochastic_rounding and w.dtype == torch.bfloat16:
+        raise place.error(f"{plain}: stochastic_rounding is not supported there")
+    if of.beyond_torch and (g.layout != torch.strided or w.is_complex() or optimizer.param_groups[place.group]["differentiable"]):
+        raise place.error("is complex, sparse or differentiated through: similarity, max_norm and clear_gradients are not for it")
+    if of.built_in and not place.rule.states:
+        raise place.error(f"has no momentum (momentum=0), which similarity={of.built_in!r} is taken with")
+    if place.weight is not place.parameter:  # distributed
+        whole = place.along in (None, "none", "tensor")
+        if of.max_norm is not None or of.built_in == "tensor" or of.state_dtype == torch.uint8 or not whole:
+            raise place.error(
+                "is distributed: max_norm, 8-bit states, similarity='tensor' and a user's similarity by row, column or "
+                "element need all of it"
+            )
+        if of.built_in == "row" and any(not p.is_replicate() and not p.is_shard(0) for p in place.parameter.placements):
+            raise place.error("is distributed along another axis than 0, and similarity='row' needs whole rows")
+
+
+def lay_out(places: Sequence[Place], optimizer: OneLaunch, counts: Counts) -> Layout:
+    """The layout for these places. Raises one sentence; writes nothing but counts that are not yet in use."""
+    plain, members, made = [], [], {}
+    for place in places:
+        reason = why_plain(place, optimizer)
+        check_place(place, optimizer, reason)
+        if reason is not None:
+            plain.append(place)
+        else:
+            members.append(place)
+            made[place.parameter] = states_of(place, optimizer)
+
+    by_kind: defaultdict[Kind, list[Place]] = defaultdict(list)
+    for place in members:
+        by_kind[_kind(place, made[place.parameter], optimizer)].append(place)
+    _count(members, optimizer, counts, made)
+
+    sums = None
+    parts = []
+    for kind, of in by_kind.items():
+        blocks = plan_of(kind.state, kind.rule)
+        copies, walked = {}, []
+        for place in of:
+            w, g, state = place.weight, place.gradient, made[place.parameter]
+            if g.stride() != w.stride() and g.numel() > 1:
+                copies[place.index] = torch.empty_like(w, dtype=g.dtype)
+            names = place.rule.states
+            walked.append(
+                Member(
+                    w.numel(), [local(state[name]) for name in names], [state.get(scale_of(name)) for name in names],
+                    counts[place.parameter], place.group, place.stream, _columns(place, kind),
+                )
+            )  # fmt: skip
+        walk = Walk(kind, walked, optimizer.extras, blocks)
+        parts.append(Part(walk, [p.index for p in of], copies))
+    if optimizer.extras.max_norm is not None:
+        sums = _give_sums(parts, plain)
+    from ..kernels.adaptive import HYPERS
+
+    groups = len(optimizer.param_groups)
+    hypers = {
+        kind.device: torch.zeros(groups, HYPERS.value, dtype=torch.float64, device=kind.device) for kind in by_kind
+    }
+    return Layout(
+        frozenset(p.index for p in places), [p.parameter for p in members], parts, plain, hypers, sums, made
+    )
+
+
+def scale_of(state: str) -> str:
+    """The name of the scales of an 8-bit state."""
+    return f"{state}_scale"
+
+
+def states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
+    """A parameter's state as the kernels need it: what is there, in the memory order of the weight, and zeros."""
+    p, w = place.parameter, place.weight
+    state = dict(optimizer.state.get(p, {}))
+    dtype = optimizer.extras.state_dtype or w.dtype
+    for i, name in enumerate(place.rule.states):
+        signed = i == 0
+        found = state.get(name)
+        if found is None:
+            if dtype == torch.uint8:
+                state[name], state[scale_of(name)] = codec.zeros(w.detach(), signed)
+            else:
+                state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+            continue
+        if found.shape != p.shape or found.device != p.device:
+            where = f"{list(found.shape)} on {found.device}"
+            raise place.error(f"has shape {list(p.shape)} on {p.device}, but its state {name!r} {where}")
+        if dtype == torch.uint8:
+            if found.dtype != torch.uint8:
+                state[name], state[scale_of(name)] = codec.encode(found, w.detach(), signed)
+        elif found.dtype != dtype or local(found).stride() != w.stride():
+            state[name] = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(found)
+    return state
+
+
+def _count(places: Sequence[Place], optimizer: OneLaunch, counts: Counts, made: dict[torch.Tensor, Any]) -> None:
+    """Give every place its counts, and its state the first of them."""
+    new: defaultdict[torch.device, list[tuple[Place, int, Any]]] = defaultdict(list)
+    for place in places:
+        state = made[place.parameter]
+        length = chunks_of(place.weight.numel(), plan_of(optimizer.extras.state_dtype, place.rule)["CHUNK"])
+        if counts.get(place.parameter, length, state.get("step")) is None:
+            # torch's SGD keeps no count: it is the first step where there is no momentum yet
+            before = optimizer.state.get(place.parameter, {})
+            first = not place.rule.counts and before.get(place.rule.states[0] if place.rule.states else "") is not None
+            new[place.weight.device].append((place, length, state.get("step", float(first))))
+    for of in new.values():
+        counts.add(*map(list, zip(*of, strict=True)))
+    for place in places:
+        if place.rule.counts:
+            made[place.parameter]["step"] = counts[place.parameter][0]
+
+
+def _kind(place: Place, state: Mapping[str, Any], optimizer: OneLaunch) -> Kind:
+    w, g = place.weight, place.gradient
+    states = [local(state[name]) for name in place.rule.states]
+    reordered = g.stride() != w.stride() and g.numel() > 1
+    addresses = [t.data_ptr() for t in (w, *states, *([] if reordered else [g]))]
+    aligned = not any(a % 16 for a in addresses)
+    rows = rows_of(w) if optimizer.extras.built_in == "row" else 1
+    along = place.along or "none"
+    if optimizer.extras.built_in:
+        along = "row" if rows > 1 else "tensor"
+    whole = rows == 1 or w.numel() // rows % 16 == 0
+    return Kind(
+        place.rule, w.device, w.dtype, g.dtype, states[0].dtype if states else torch.float32, along, aligned,
+        aligned and whole,
+    )  # fmt: skip
+
+
+def _columns(place: Place, kind: Kind) -> int:
+    w = place.weight
+    return w.numel() // w.shape[0] if kind.along in ("row", "column") and w.numel() else w.numel()
+
+
+def _give_sums(parts: Sequence[Part], plain: Sequence[Place]) -> torch.Tensor | None:
+    """Give the parts room for the sums of squares of all their chunks, next to each other. Raises ArgumentError."""
+    devices = {part.walk.kind.device for part in parts} | {place.weight.device for place in plain}
+    if len(devices) > 1 or (parts and plain):
+        raise ArgumentError(
+            "step: max_norm needs all parameters on one device, and either all or none of them where the kernels run: "
+            "use torch.nn.utils.clip_grad_norm_ before the step"
+        )
+    if not parts:
+        return None
+    lengths = [len(part.walk.chunks) + -len(part.walk.chunks) % 2 for part in parts]
+    sums = torch.zeros(sum(lengths), dtype=torch.float64, device=devices.pop())
+    for part, of in zip(parts, sums.split(lengths), strict=True):
+        part.sums = of
+    return sums

@@ -1,0 +1,305 @@
+"""One step of some parameters of an optimizer.
+
+All that can fail is done before anything is written: gradients, states and numbers are looked at, states that are missing
+are made aside, tables are sent. Then the states become the optimizer's, and the updates run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from itertools import chain
+from math import isfinite
+from operator import is_, is_not, or_
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import launch, plan
+from ..check import ArgumentError
+from . import extras, rules
+from .layout import Counts, Layout, Place, Tensors, lay_out, local
+from .rules import Numbers
+from .walk import CLIP, refuse_capture
+
+if TYPE_CHECKING:
+    from .base import OneLaunch
+
+Gradients = Sequence[torch.Tensor | None]
+address = torch.Tensor.data_ptr
+there = partial(is_not, None)
+NOWHERE = 16  # the address of an empty tensor's gradient: 0 says that there is no gradient
+
+
+def kind_of(t: torch.Tensor | None) -> Any:
+    """All of a tensor that a layout depends on, but its address."""
+    if t is None:
+        return None
+    return t.dtype, t.stride() if t.layout == torch.strided else t.layout
+
+
+class Seen:
+    """What a step sees of its parameters, and whether it is what the step before saw.
+
+    weights, gradients: what this process holds of them. pointers: where they lie, None where a gradient is sparse.
+    known: the parameters are the same; same: and their gradients are the same tensors, where they were.
+    """
+
+    def __init__(self, parameters: Tensors, before: Seen | None) -> None:
+        self.parameters = parameters
+        self.all_gradients = [p.grad for p in parameters]
+        known = before is not None and len(parameters) == len(before.parameters)
+        self.known = known and all(map(is_, parameters, before.parameters))
+        self.distributed = before.distributed if self.known else any(hasattr(p, "to_local") for p in parameters)
+        self.weights: Tensors = list(map(local, parameters)) if self.distributed else parameters
+        self.gradients: Gradients = list(map(local, self.all_gradients)) if self.distributed else self.all_gradients
+        try:
+            self.pointers = [*map(address, self.weights), *map(address, filter(there, self.gradients))]
+        except RuntimeError:
+            self.pointers = None
+        same = self.known and self.pointers is not None and self.pointers == before.pointers
+        self.same = same and all(map(is_, self.all_gradients, before.all_gradients))
+
+    @property
+    def aligned(self) -> bool:
+        """Whether all lie at multiples of 16 bytes."""
+        return self.pointers is not None and reduce(or_, self.pointers, 0) % 16 == 0
+
+    def addresses(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Those of weights and gradients, 0 where there is no gradient."""
+        gradients = [self.gradients[i] for i in indices]
+        of = [0 if g is None else g.data_ptr() or NOWHERE for g in gradients]
+        return [self.weights[i].data_ptr() for i in indices], of
+
+
+class Stepper:
+    """Steps the parameters that `choose` gives, a list for each group. `first`: the index of the first of them among all
+    of the optimizer's."""
+
+    def __init__(self, optimizer: OneLaunch, choose: Callable[[], Sequence[Tensors]], first: int = 0) -> None:
+        self.optimizer, self.choose, self.first = optimizer, choose, first
+        self.counts = Counts()
+        self._seen: Seen | None = None
+        self._key: Any = None
+        self._kinds: tuple[list[Any], list[Any], list[Any], bool] = ([], [], [], False)
+        self._layout: Layout | None = None
+        self._on_device: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+    def step(self) -> None:
+        options, scale = self.optimizer.extras, getattr(self.optimizer, "grad_scale", None)
+        skip = getattr(self.optimizer, "found_inf", None)
+        numbers = self._numbers()
+        seen = Seen(list(chain.from_iterable(self.choose())), self._seen)
+        similarities, alongs = self._similarities(seen)
+        layout = self._up_to_date(seen, alongs)
+        self._send(layout, seen, similarities, numbers)
+
+        # from here on nothing fails, and things are written
+        if layout.states:
+            self.optimizer.state.update(layout.states)
+            layout.states = {}
+        if layout.plain:
+            self._step_plain(layout.plain, seen, numbers, similarities)
+        self.counts.spread()
+        clip = self._clip(layout, scale)
+        keep = "untouched" if scale is None else "unscaled"
+        if options.clear_gradients and skip is None:  # a step that is skipped has to clear, too: below
+            keep = "zero"
+        for part in layout.parts:
+            device = part.walk.kind.device
+            for i, copy in part.copies.items():
+                if seen.gradients[i] is not None:
+                    copy.copy_(seen.gradients[i])
+            random = options.stochastic_rounding and part.walk.kind.weight == torch.bfloat16
+            seed = self._constant("seed", options.seed, torch.int64, device) if random else None
+            part.walk.update(layout.hypers[device], keep, _to(scale, device), clip, _to(skip, device), seed)
+            if keep != "untouched":
+                for i, copy in part.copies.items():
+                    if seen.gradients[i] is not None:
+                        seen.gradients[i].copy_(copy)
+        torch.autograd.graph.increment_version(layout.stepped)
+        if options.clear_gradients and keep != "zero":
+            torch._foreach_zero_(list(filter(there, seen.gradients)))
+
+    # Before anything is written.
+
+    def _numbers(self) -> list[Numbers]:
+        found = [rules.numbers(group) for group in self.optimizer.param_groups]
+        for i, of in enumerate(found):
+            for name, value in of.items():
+                if not isfinite(value) and not name.startswith("log_"):
+                    raise ArgumentError(f"step: {name} of parameter group {i} must be finite, but is {value}")
+        return found
+
+    def _similarities(self, seen: Seen) -> tuple[list[torch.Tensor | None], list[str | None]]:
+        """The user's similarities of the parameters that have gradients, and how the kernels read them."""
+        of = self.optimizer.extras
+        if of.similarity is None or of.built_in:
+            return [], []
+        found: list[torch.Tensor | None] = [None] * len(seen.parameters)
+        alongs: list[str | None] = [None] * len(seen.parameters)
+        for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
+            if g is not None:
+                found[i] = extras.resolve(of.similarity, p, f"step: parameter {self.first + i}")
+                alongs[i] = extras.along_of(found[i], w)
+        return found, alongs
+
+    def _up_to_date(self, seen: Seen, alongs: list[str | None]) -> Layout:
+        """The layout that serves what is seen: the one before, or a new one."""
+        of_group = [self.optimizer.rule(group) for group in self.optimizer.param_groups]
+        key = self.optimizer.state, plan.override_key(), of_group
+        old = self._layout if self._seen is not None and seen.known and _equal(key, self._key) else None
+        if old is not None and seen.same and alongs == self._kinds[2]:
+            self._seen = seen
+            return old
+        kinds = list(map(kind_of, seen.weights)), list(map(kind_of, seen.gradients)), alongs, seen.aligned
+        if old is None or not self._serves(old, kinds):
+            before = self._layout.members if self._layout is not None and seen.known else frozenset()
+            old = lay_out(self._places(seen, alongs, of_group, before), self.optimizer, self.counts)
+            self._kinds = kinds
+        self._layout, self._seen, self._key = old, seen, key
+        return old
+
+    def _serves(self, layout: Layout, kinds: tuple[list[Any], list[Any], list[Any], bool]) -> bool:
+        """Whether tensors of these kinds can go where the layout's went. That a gradient is missing is no matter."""
+        weights, gradients, alongs, aligned = kinds
+        if weights != self._kinds[0] or aligned != self._kinds[3]:
+            return False
+        for i, kind in enumerate(gradients):
+            if kind is not None:
+                known = self._kinds[1][i] or self._kinds[0][i]  # a missing gradient was taken for one like its weight
+                if i not in layout.members or kind != known or (alongs and alongs[i] != self._kinds[2][i]):
+                    return False
+        return True
+
+    def _places(self, seen: Seen, alongs: list[str | None], of_group: list[Any], before: frozenset[int]) -> list[Place]:
+        groups = [g for g, of in enumerate(self.choose()) for _ in of]
+        places = []
+        for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
+            if g is not None or i in before:
+                name = f"{type(self.optimizer).__name__}: parameter {self.first + i}"
+                along = alongs[i] if alongs else None
+                gradient = w.detach() if g is None else g
+                places.append(Place(name, i, self.first + i, groups[i], p, w, gradient, of_group[groups[i]], along))
+        return places
+
+    def _send(self, layout: Layout, seen: Seen, similarities: list[torch.Tensor | None], numbers: list[Numbers]) -> None:
+        """Bring the tables on the devices up to date."""
+        if layout.sent is not seen.pointers or similarities:
+            for part in layout.parts:
+                weights, gradients = seen.addresses(part.indices)
+                for k, i in enumerate(part.indices):
+                    if i in part.copies and gradients[k]:
+                        gradients[k] = part.copies[i].data_ptr() or NOWHERE
+                along = part.walk.kind.along
+                part.similarities = [
+                    None if s is None else extras.laid_out(s, seen.weights[i], along)
+                    for i, s in ((i, similarities[i]) for i in part.indices if similarities)
+                ]
+                of = [0 if s is None else s.data_ptr() for s in part.similarities]
+                part.walk.send(weights, gradients, of)
+            layout.sent = seen.pointers
+        if numbers != layout.numbers:
+            for device, hypers in layout.hypers.items():
+                refuse_capture(device, "options of a parameter group")
+                hypers.copy_(torch.tensor(list(map(self._row, numbers, self._key[2])), dtype=torch.float64))
+            layout.numbers = numbers
+        for i, group in enumerate(self.optimizer.param_groups):
+            rate = rules.rate(group)
+            if rate is not None:
+                for hypers in layout.hypers.values():
+                    hypers[i, 0].copy_(rate)
+
+    @staticmethod
+    def _row(numbers: Numbers, rule: rules.Rule) -> list[float]:
+        """A group's row in the kernels' table."""
+        from ..kernels.adaptive import HYPERS, RULES
+
+        row = [numbers[name] for name in ("lr", "sign", "decay", "decoupled", *RULES[rule.name].hypers)]
+        return row + [0.0] * (HYPERS.value - len(row))
+
+    # While it is written.
+
+    def _constant(self, name: str, value: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """A number in the memory of a device."""
+        if (name, device) not in self._on_device:
+            self._on_device[name, device] = torch.tensor([value], dtype=dtype, device=device)
+        return self._on_device[name, device]
+
+    def _clip(self, layout: Layout, scale: torch.Tensor | None) -> torch.Tensor | None:
+        """What the gradients are to be multiplied by so that their norm is max_norm at the most; None for nothing."""
+        if layout.sums is None:
+            return None
+        from ..kernels import adaptive
+
+        for part in layout.parts:
+            part.walk.square_sums(part.sums)
+        device = layout.sums.device
+        out = torch.empty(2, device=device)
+        clip = launch.Launcher(adaptive.clip_factor, {}, CLIP, device) if layout.clip is None else layout.clip
+        layout.clip = clip
+        max_norm = self._constant("max_norm", self.optimizer.extras.max_norm, torch.float64, device)
+        clip(1, layout.sums, out, _to(scale, device), max_norm, len(layout.sums))
+        self.optimizer.grad_norm = out[1]
+        return out
+
+    def _step_plain(
+        self, places: Sequence[Place], seen: Seen, numbers: list[Numbers], similarities: list[torch.Tensor | None]
+    ) -> None:
+        """Step in plain torch: by torch's own optimizer, unless more is asked for than it can do."""
+        optimizer, of = self.optimizer, self.optimizer.extras
+        places = [place for place in places if seen.gradients[place.index] is not None]
+        if not of.beyond_torch:
+            step_by_torch(optimizer, places)
+            return
+        gradients = [seen.gradients[place.index] for place in places]
+        factor = None
+        if of.max_norm is not None and gradients:
+            optimizer.grad_norm = torch.nn.utils.get_total_norm(gradients)
+            factor = (of.max_norm / (optimizer.grad_norm + 1e-6)).clamp(max=1)
+        for place, g in zip(places, gradients, strict=True):
+            p, w, rule, n = place.parameter, place.weight, place.rule, numbers[place.group]
+            state = optimizer.state[p]
+            first = rule.counts or not rule.states or state.get(rule.states[0]) is None
+            if rule.counts and "step" not in state:
+                state["step"] = torch.tensor(0.0)
+            for name in rule.states:
+                if state.get(name) is None:
+                    state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            states = [local(state[name]) for name in rule.states]
+            if of.built_in:
+                s = rules.cosine(-g if n["sign"] < 0 else g, states[0], of.built_in)
+            else:
+                s = similarities[place.index] if similarities else None
+            rate = rules.rate(optimizer.param_groups[place.group])
+            n = n if rate is None else {**n, "lr": rate.item()}
+            steps = float(state["step"]) if rule.counts else float(not first)
+            rules.update(rule, w, g if factor is None else g * factor, states, steps, n, s)
+            if rule.counts:
+                state["step"] += 1
+        if of.clear_gradients and gradients:
+            torch._foreach_zero_(gradients)
+
+
+def step_by_torch(optimizer: OneLaunch, places: Sequence[Place]) -> None:
+    """torch's own step, of these parameters alone; without the hooks, which run around ours."""
+    kept = [group["params"] for group in optimizer.param_groups]
+    step = inspect.unwrap(optimizer.stepped_by.step)
+    try:
+        for i, group in enumerate(optimizer.param_groups):
+            group["params"] = [place.parameter for place in places if place.group == i]
+        with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+            step(optimizer)
+    finally:
+        for group, params in zip(optimizer.param_groups, kept, strict=True):
+            group["params"] = params
+
+
+def _to(number: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if number is None else number.to(device)
+
+
+def _equal(key: Any, other: Any) -> bool:
+    """Whether state dicts are the same object, and all else is equal."""
+    return other is not None and key[0] is other[0] and key[1:] == other[1:]
