@@ -1,23 +1,23 @@
 """In-place update of many tensors in one launch: SGD, momentum, Adam and their kin, scaled by a similarity.
 
-Math     g = sign * dL/dw / scale * clip, plus decay * w where weight decay is not decoupled; w *= 1 - lr * decay where it is
+Math     g = sign * dL/dw / scale * clip, plus decay * w unless weight decay is decoupled: then w *= 1 - lr * decay
          SGD    b = momentum * b + (1 - dampening) * g (the first time b = g);  d = g + momentum * b, or b, or g
                 w -= lr * s * d
          Adam   m += (1 - beta1) * (g - m);  v = beta2 * v + (1 - beta2) * g^2;  v_max = max(v_max, v) for amsgrad
                 w -= lr / (1 - beta1^t) * s * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
-         s is a similarity: a number per tensor, row, column or element, or none. The built-in one is (1 + cos(g, m)) / 2
-         of gradient and momentum, by tensor or row; 1 where one of them is zero
-Tiles    a program owns a chunk of one tensor, and walks it BLOCK elements at a time. What it works on (addresses, sizes,
-         hyper-parameters) it reads from tables in device memory, so that one launch serves tensors of any number and size
-Traffic  per element: weight, gradient and states read, weight and states written: SGD 12 bytes in fp32, momentum 20, Adam
-         28; bf16 weight and gradient with fp32 states 22, with 8-bit states 10.1. The built-in similarity reads gradient
-         and momentum a first time, 8 bytes, and so near to the second that the L2 cache has them then; clipping reads the
-         gradient, 4. A table's row of 112 bytes per chunk
+         s is a similarity: a number per tensor, row, column or element, or none. The built-in one is
+         (1 + cos(sign * dL/dw, m)) / 2 of gradient and momentum, by tensor or row; 1 where one of them is zero
+Tiles    a program owns a chunk of one tensor, and walks it BLOCK elements at a time. What it works on (addresses,
+         sizes, hyper-parameters) it reads from tables in device memory: one launch for tensors of any number and size
+Traffic  per element: weight, gradient and states read, weight and states written: SGD 12 bytes in fp32, momentum 20,
+         Adam 28; bf16 weight and gradient with fp32 states 22, with 8-bit states 10.1. The built-in similarity reads
+         gradient and momentum a first time, 8 bytes, so near to the second that the L2 cache has them then; clipping
+         reads the gradient, 4. A table's row of 112 bytes per chunk
 Work     some 15 operations per element, with stochastic rounding 100 more: memory bound
 Rounding all arithmetic in fp32, with IEEE division and square root; bias corrections in fp64; one rounding on the way
          out, stochastic where asked for; 8-bit states in blocks with a scale of their own (`encode`)
-Order    elements are independent and every program owns its own: no atomics, the same bits whatever stands beside a tensor.
-         Sums (similarity, norm) are of a piece each, and then over pieces in their order
+Order    elements are independent and every program owns its own: no atomics, the same bits whatever stands beside a
+         tensor. Sums (similarity, norm) are of a piece each, and then over pieces in their order
 """
 
 from typing import Any, NamedTuple
@@ -65,10 +65,10 @@ QUANT = tl.constexpr(256)  # elements of an 8-bit state that share a scale
 
 
 class Rule(NamedTuple):
-    """scalars: (row of hyper-parameters, steps before this one) -> the rate and whatever else `step` takes, fp32 numbers
-    computed once a program. step: (w, g, states, rate, scalars) -> (w, states), on fp32 tiles; `rate` is scaled by the
-    similarity. signed: of every state, whether it has a sign; the first one is the momentum. hypers: names, in their
-    order behind RULE."""
+    """scalars: (row of hyper-parameters, steps before this one) -> the rate and whatever else `step` takes, fp32
+    numbers computed once a program. step: (w, g, states, rate, scalars) -> (w, states), on fp32 tiles; `rate` is scaled
+    by the similarity. signed: of every state, whether it has a sign; the first one is the momentum. hypers: names, in
+    their order behind RULE."""
 
     scalars: Any
     step: Any
@@ -244,7 +244,7 @@ def to_bf16_at_random(x, seed, steps, stream, offs):
     high = tl.cast(offs >> 32, tl.uint32)
     count = tl.zeros_like(low) + tl.cast(steps, tl.uint32)
     random, _, _, _ = tl.philox(seed, low, high, count, tl.zeros_like(low) + tl.cast(stream, tl.uint32))
-    bits = tl.where(finite, bits + (random & 0xFFFF), bits) & 0xFFFF0000  # NaN: arithmetic makes quiet ones, and they stay
+    bits = tl.where(finite, bits + (random & 0xFFFF), bits) & 0xFFFF0000  # a NaN of arithmetic is quiet, and stays one
     return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
 
 

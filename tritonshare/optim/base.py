@@ -83,12 +83,11 @@ class OneLaunch(torch.optim.Optimizer):
     # Checkpoints: as torch's, whatever the states are kept in.
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, and to be loaded by torch's optimizer: 8-bit states are written in fp32, steps are on the CPU unless
-        a group is capturable or fused."""
+        """As torch's, and to be loaded by torch's optimizer: 8-bit states are written in fp32, steps are on the CPU
+        unless a group is capturable or fused."""
         found = super().state_dict()
-        on_device = {
-            i for group in found["param_groups"] for i in group["params"] if group.get("capturable") or group.get("fused")
-        }
+        groups = [group for group in found["param_groups"] if group.get("capturable") or group.get("fused")]
+        on_device = {i for group in groups for i in group["params"]}
         found["state"] = {
             i: self._plain(state, i in on_device) if isinstance(state, dict) else state
             for i, state in found["state"].items()

@@ -75,15 +75,15 @@ def resolve(similarity: Similarity, weight: torch.Tensor, where: str) -> torch.T
     )
     if not fits:
         raise ArgumentError(
-            f"{where}: similarity has shape {list(s.shape)}, which does not broadcast to the weight's {list(weight.shape)}"
-            " (one per row is [rows, 1, ...], one per column [columns])"
+            f"{where}: similarity has shape {list(s.shape)}, which does not broadcast to the weight's "
+            f"{list(weight.shape)} (one per row is [rows, 1, ...], one per column [columns])"
         )
     return s.to(weight.device, torch.float32)
 
 
 def along_of(s: torch.Tensor | None, weight: torch.Tensor) -> str:
-    """What has a number of its own in a resolved similarity, as the kernels read it: "none", "tensor", "row", "column" or
-    "element"."""
+    """What has a number of its own in a resolved similarity, as the kernels read it: "none", "tensor", "row", "column"
+    or "element"."""
     if s is None:
         return "none"
     if s.numel() == 1:

@@ -1,4 +1,4 @@
-"""Which parameters of an optimizer the kernels step, in which launches, with which states; and which plain torch does."""
+"""Which parameters of an optimizer the kernels step, in which launches, with which states; and which torch steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Place:
 
 @dataclass
 class Part:
-    """The parameters that one walk steps. copies: of gradients that lie in another order than their weights, by index."""
+    """The parameters that one walk steps. copies: of gradients that lie in another order than their weights, by
+    index."""
 
     walk: Walk
     indices: Sequence[int]
@@ -166,8 +167,10 @@ def check_place(place: Place, optimizer: OneLaunch, plain: str | None) -> None:
         raise place.error(f"{plain}: state_dtype={of.state_dtype} is not supported there")
     if plain and of.stochastic_rounding and w.dtype == torch.bfloat16:
         raise place.error(f"{plain}: stochastic_rounding is not supported there")
-    if of.beyond_torch and (g.layout != torch.strided or w.is_complex() or optimizer.param_groups[place.group]["differentiable"]):
-        raise place.error("is complex, sparse or differentiated through: similarity, max_norm and clear_gradients are not for it")
+    differentiable = optimizer.param_groups[place.group]["differentiable"]
+    if of.beyond_torch and (g.layout != torch.strided or w.is_complex() or differentiable):
+        what = "is complex, has a sparse gradient or is differentiated through"
+        raise place.error(f"{what}: similarity, max_norm and clear_gradients are not supported there")
     if of.built_in and not place.rule.states:
         raise place.error(f"has no momentum (momentum=0), which similarity={of.built_in!r} is taken with")
     if place.weight is not place.parameter:  # distributed
@@ -224,9 +227,7 @@ def lay_out(places: Sequence[Place], optimizer: OneLaunch, counts: Counts) -> La
     hypers = {
         kind.device: torch.zeros(groups, HYPERS.value, dtype=torch.float64, device=kind.device) for kind in by_kind
     }
-    return Layout(
-        frozenset(p.index for p in places), [p.parameter for p in members], parts, plain, hypers, sums, made
-    )
+    return Layout(frozenset(p.index for p in places), [p.parameter for p in members], parts, plain, hypers, sums, made)
 
 
 def scale_of(state: str) -> str:

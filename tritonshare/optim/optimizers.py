@@ -8,10 +8,10 @@ from . import rules
 from .base import OneLaunch
 
 EXTRAS = """
-    Everything of torch's class holds: arguments and defaults, parameter groups, closures, hooks, schedulers, GradScaler,
-    and a state_dict that either class loads from the other. On CUDA tensors of float32, float16 and bfloat16 one launch
-    steps all parameters of a dtype, in fp32 arithmetic; any others are stepped by torch's own code. An entry of `state`
-    is replaced by load_state_dict, not by assignment; its tensors may be written in place.
+    Everything of torch's class holds: arguments and defaults, parameter groups, closures, hooks, schedulers,
+    GradScaler, and a state_dict that either class loads from the other. On CUDA tensors of float32, float16 and
+    bfloat16 one launch steps all parameters of a dtype, in fp32 arithmetic; any others are stepped by torch's own code.
+    An entry of `state` is replaced by load_state_dict, not by assignment; its tensors may be written in place.
 
     Args beyond torch's:
         similarity: scales each update (w -= lr * similarity * direction): "tensor" or "row" for (1 + cos) / 2 of a
@@ -19,15 +19,16 @@ EXTRAS = """
             every parameter; or a function of a parameter that returns one of these or None, called at every step.
         state_dtype: of momenta: torch.float32, torch.bfloat16, or torch.uint8 for 8 bits in blocks of 256 with a scale
             each. Default: the parameter's. Kernels only.
-        stochastic_rounding: bfloat16 parameters are rounded at random, so that small updates are not lost. Kernels only.
+        stochastic_rounding: bfloat16 parameters are rounded at random, so that small updates are not lost. Kernels
+            only.
         seed: of that rounding: the same seed, parameters in the same order and the same steps give the same bits.
         max_norm: clip all gradients together, as torch.nn.utils.clip_grad_norm_ before the step would; their norm is in
             `grad_norm` afterwards. The gradients themselves stay as they are.
         clear_gradients: fill gradients with zeros in the same pass.
 
     Raises:
-        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence, and
-        no parameter, state or count has changed.
+        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence,
+        and no parameter, state or count has changed.
 """
 
 

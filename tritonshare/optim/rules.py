@@ -1,4 +1,4 @@
-"""The rules of an update: their states and numbers, and each in plain torch. The kernels' are in kernels/adaptive.py."""
+"""The rules of an update: their states and numbers, and each in plain torch. kernels/adaptive.py has the kernels'."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One step of some parameters of an optimizer.
 
-All that can fail is done before anything is written: gradients, states and numbers are looked at, states that are missing
-are made aside, tables are sent. Then the states become the optimizer's, and the updates run.
+All that can fail is done before anything is written: gradients, states and numbers are looked at, states that are
+missing are made aside, tables are sent. Then the states become the optimizer's, and the updates run.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Seen:
 
 
 class Stepper:
-    """Steps the parameters that `choose` gives, a list for each group. `first`: the index of the first of them among all
-    of the optimizer's."""
+    """Steps the parameters that `choose` gives, a list for each group. `first`: the index of the first of them among
+    all of the optimizer's."""
 
     def __init__(self, optimizer: OneLaunch, choose: Callable[[], Sequence[Tensors]], first: int = 0) -> None:
         self.optimizer, self.choose, self.first = optimizer, choose, first
@@ -184,7 +184,9 @@ class Stepper:
                 places.append(Place(name, i, self.first + i, groups[i], p, w, gradient, of_group[groups[i]], along))
         return places
 
-    def _send(self, layout: Layout, seen: Seen, similarities: list[torch.Tensor | None], numbers: list[Numbers]) -> None:
+    def _send(
+        self, layout: Layout, seen: Seen, similarities: list[torch.Tensor | None], numbers: list[Numbers]
+    ) -> None:
         """Bring the tables on the devices up to date."""
         if layout.sent is not seen.pointers or similarities:
             for part in layout.parts:
