@@ -78,7 +78,7 @@ class Rule(NamedTuple):
 
 @triton.jit
 def single(x):
-    return x.to(tl.float32)
+    return tl.cast(x, tl.float32)
 
 
 @triton.jit
@@ -526,8 +526,8 @@ def update_one(
     similarity_ptr,  # fp32; anything where ALONG is "none"
     numel: tl.int64,
     columns: tl.int64,
-    lr,  # fp64, with the sign of the descent
-    decay,
+    lr,  # fp32, negative to ascend
+    decay,  # likewise
     lr_ptr,  # None, or fp32: what `lr` is multiplied by
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from .ops import adaptive_update
+from .ops.adaptive_update.similarity import Similarity
 from .ops.conv_act_pool import CONV2D_ACT_POOL
 
-__all__ = ["conv2d_act_pool"]
+__all__ = ["adaptive_update_", "conv2d_act_pool"]
 
 
 def conv2d_act_pool(
@@ -65,3 +67,36 @@ def conv2d_act_pool(
     if isinstance(input, torch.Tensor) and input.dim() == 3:
         return CONV2D_ACT_POOL(input.unsqueeze(0), weight, bias, *options).squeeze(0)
     return CONV2D_ACT_POOL(input, weight, bias, *options)
+
+
+def adaptive_update_(
+    weight: torch.Tensor,
+    grad: torch.Tensor,
+    *,
+    lr: float | torch.Tensor,
+    similarity: Similarity = None,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> torch.Tensor:
+    """The adaptive update in place, in one pass: `weight -= lr * similarity * (grad + weight_decay * weight)`.
+
+    The article's formula, `W_ij <- W_ij + lr * dL/dW_ij`, has a plus sign and so ascends: that is `maximize=True`. The
+    default descends, as torch's optimizers do. For whole models, momentum and Adam see tritonshare.optim.
+
+    Args:
+        weight: any shape, floating-point; within torch.no_grad() if it requires gradients.
+        grad: of the weight's shape; its dtype may be another one. Computed in float32 (float64 for such weights).
+        lr: a number, or a tensor of one element, whose value the host does not wait for.
+        similarity: a number for all; a tensor that broadcasts against weight, such as [rows, 1, ...] for one per row or
+            [columns] for one per column; or a function of the weight that returns one of these or None.
+        weight_decay: of SGD: it is scaled by lr and similarity like the gradient.
+        maximize: ascend along the gradient.
+
+    Returns:
+        weight.
+
+    Raises:
+        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
+        naming the argument, before anything is written.
+    """
+    return adaptive_update.adaptive_update_(weight, grad, similarity, lr, weight_decay, maximize)

@@ -13,6 +13,7 @@ from . import plan as plans
 from .check import ArgumentError
 from .plan import Plan
 
+NUMBERS = (int, float)  # no kernel is specialised on theirs
 GRID_LIMIT = 2**31 - 1  # launchers multiply the grid's axes in a signed 32-bit integer: more would launch nothing
 
 
@@ -123,7 +124,7 @@ class Launcher:
 
     def _launch(self, grid: int, args: tuple[Any, ...]) -> None:
         # what Triton specialises a kernel on, beside the constants: which arguments are None, and 16-byte alignment
-        key = tuple([None if a is None else type(a) is int or a.data_ptr() % 16 == 0 for a in args])
+        key = tuple([None if a is None else type(a) in NUMBERS or a.data_ptr() % 16 == 0 for a in args])
         compiled = self._compiled.get(key)
         if compiled is not None:
             compiled[(grid, 1, 1)](*args, *self._values)

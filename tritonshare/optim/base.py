@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -12,6 +12,9 @@ from .extras import Extras, Similarity
 from .layout import scale_of
 from .rules import Rule
 from .stepper import Stepper
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
 
 Group = dict[str, Any]
 
@@ -23,6 +26,7 @@ class OneLaunch(torch.optim.Optimizer):
     stepped_by: ClassVar[type[torch.optim.Optimizer]]
     rule: ClassVar[Callable[[Group], Rule]]
     steps_sparse: ClassVar[bool]  # whether torch's own steps sparse gradients
+    attachment: Attachment | None = None  # see attach
     grad_norm: torch.Tensor | None = None  # where max_norm is given: the norm of all gradients in the last step
 
     def __init__(
@@ -49,16 +53,14 @@ class OneLaunch(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._attached is not None:
-            self._attached.end_of_step()
+        if self.attachment is not None:
+            self.attachment.end_of_step()
             return loss
         step = self._step
         if torch.compiler.is_compiling():
             step = torch.compiler.disable(step)
         step()
         return loss
-
-    _attached: Any = None  # see attach
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -116,6 +118,10 @@ class OneLaunch(torch.optim.Optimizer):
                 for name, value in state_dict["state"].get(i, {}).items():
                     if isinstance(value, torch.Tensor) and name != "step":
                         self.state[p][name] = value.to(p.device, torch.float32)
+        self.forget_tables()
+
+    def forget_tables(self) -> None:
+        """Look at parameters and states anew in the next step."""
         self._stepper = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,4 +131,4 @@ class OneLaunch(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._stepper = None
+        self.forget_tables()

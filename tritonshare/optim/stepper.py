@@ -18,7 +18,8 @@ import torch
 
 from .. import launch, plan
 from ..check import ArgumentError
-from . import extras, rules
+from ..ops.adaptive_update import similarity
+from . import rules
 from .layout import Counts, Layout, Place, Tensors, lay_out, local
 from .rules import Numbers
 from .walk import CLIP, refuse_capture
@@ -141,8 +142,8 @@ class Stepper:
         alongs: list[str | None] = [None] * len(seen.parameters)
         for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
             if g is not None:
-                found[i] = extras.resolve(of.similarity, p, f"step: parameter {self.first + i}")
-                alongs[i] = extras.along_of(found[i], w)
+                found[i] = similarity.resolve(of.similarity, p, f"step: parameter {self.first + i}")
+                alongs[i] = similarity.along_of(found[i], w)
         return found, alongs
 
     def _up_to_date(self, seen: Seen, alongs: list[str | None]) -> Layout:
@@ -196,7 +197,7 @@ class Stepper:
                         gradients[k] = part.copies[i].data_ptr() or NOWHERE
                 along = part.walk.kind.along
                 part.similarities = [
-                    None if s is None else extras.laid_out(s, seen.weights[i], along)
+                    None if s is None else similarity.laid_out(s, seen.weights[i], along)
                     for i, s in ((i, similarities[i]) for i in part.indices if similarities)
                 ]
                 of = [0 if s is None else s.data_ptr() for s in part.similarities]
