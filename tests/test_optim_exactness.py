@@ -56,7 +56,7 @@ RULES = [
     ("SGD", {"lr": 0.1}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     ("Adam", {"lr": 0.01}),
-    ("AdamW", {"lr": 0.01, "amsgrad": True}),
+    ("AdamW", {"lr": 0.01, "amsgrad": True, "maximize": True}),
 ]
 MOMENTA = RULES[1:]
 
@@ -299,6 +299,24 @@ def test_the_similarity_is_one_at_first_and_falls_where_gradients_turn():
     optimizer.step()
     # row 0: s = 1, momentum 0.5 + 1; row 1: s = 0
     torch.testing.assert_close(weight.detach(), torch.tensor([[-2.5] * 4, [-1.0] * 4]))
+
+
+@interpreter
+def test_parameters_without_a_gradient_are_passed_over():
+    """In the middle of a run, with all that visits gradients beforehand."""
+    shapes = ((3, 700), (40, 20), (2, 4500))
+    results = []
+    for dtype, path in ((torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, None)):
+        parameters = [torch.nn.Parameter(t.to(dtype)) for t in tensors(shapes, torch.float32)]
+        optimizer = optim.AdamW(parameters, lr=0.1, similarity="row", max_norm=1.0)
+        for step in range(4):
+            for i, (p, g) in enumerate(zip(parameters, tensors(shapes, dtype, seed=step), strict=True)):
+                p.grad = None if step and i == step % 3 else g
+            with plan.using(path=path):
+                optimizer.step()
+        results.append({f"weight {i}": p.detach() for i, p in enumerate(parameters)})
+        assert [int(optimizer.state[p]["step"]) for p in parameters] == [3, 3, 3]
+    passes(results[2], results[0], results[1])
 
 
 # Clipping, scaling, clearing.

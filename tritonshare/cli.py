@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tritonshare import __version__
+from tritonshare.options import DEFAULT_EPOCHS, DTYPES, HALVING_EPOCHS, OPTIMIZERS, SIMILARITIES, OptionError, Options
 
 TRAIN_PACKAGES = ("sklearn", "tqdm", "matplotlib", "safetensors")
 
@@ -60,17 +61,33 @@ def top_parser() -> Parser:
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", choices=("digits", "cifar10"), default="digits", help="images to train on (default: %(default)s)")
+    epochs = ", ".join(f"{number} for {name}" for name, number in DEFAULT_EPOCHS.items())
+    rates = ", ".join(f"{choice.lr:g} for {name}" for name, choice in OPTIMIZERS.items())
+    meant = ", ".join(f"{name}: {choice}" for name, choice in OPTIMIZERS.items() if choice.arguments)
+    add("--data", choices=DEFAULT_EPOCHS, default=Options.data, help="images to train on (default: %(default)s)")
     add("--data-dir", type=Path, metavar="DIR", help="folder of the CIFAR-10 binary files (data_batch_1.bin, ...)")
-    add("--epochs", type=int, metavar="N", help="passes over the images (default: 60 for digits, 20 for cifar10)")
-    add("--batch-size", type=int, default=64, metavar="N", help="images per step (default: %(default)s)")
-    add("--lr", type=float, default=0.001, help="Adam's learning rate, halved every 20 epochs (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of weights, order and distortion (default: %(default)s)")
+    add("--epochs", type=int, metavar="N", help=f"passes over the images (default: {epochs})")
+    add("--batch-size", type=int, default=Options.batch_size, metavar="N", help="images per step (default: %(default)s)")
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default=Options.optimizer,
+        help=f"of tritonshare.optim; {meant} (default: %(default)s)",
+    )
+    add(
+        "--similarity",
+        choices=SIMILARITIES,
+        default=Options.similarity,
+        help="scale each update by (1 + cos(gradient, momentum)) / 2, per parameter (tensor) or per row of each (row) "
+        "(default: %(default)s)",
+    )
+    add("--lr", type=float, help=f"learning rate, halved every {HALVING_EPOCHS} epochs (default: {rates})")
+    add("--seed", type=int, default=Options.seed, metavar="N", help="of weights, order, distortion (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     add(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
+        choices=DTYPES,
+        default=Options.dtype,
         help="of the computation, through autocast; weights stay float32 (default: %(default)s)",
     )
     add("--out", type=Path, metavar="DIR", help="folder for the results, refused if it holds some (default: runs/DATA)")
@@ -89,10 +106,10 @@ def run_train(args: argparse.Namespace) -> int:
 
     folder = None
     try:
-        options = train.Options(**vars(args))
+        options = Options(**vars(args))
         folder = options.folder
         train.train(options)
-    except (train.OptionError, DataError, CheckpointError) as error:
+    except (OptionError, DataError, CheckpointError) as error:
         return fail("train", 2, str(error))
     except (train.TrainingError, torch.OutOfMemoryError) as error:
         return fail("train", 1, f"{error}{last_epoch(folder)}")

@@ -9,8 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -19,62 +18,19 @@ from tqdm import tqdm
 
 from tritonshare import checkpoint, data, explain, report
 from tritonshare.nn import ConvActPool2d
+from tritonshare.options import DEFAULT_EPOCHS, DTYPES, HALVING_EPOCHS, OPTIMIZERS, SIMILARITIES, OptionError, Options
 from tritonshare.report import Epoch
 
-DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curves.png"
 
-HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
+UNCHOSEN = {"optimizer": "adam", "similarity": "none"}  # of checkpoints from before there was a choice
 CHECK_STEPS = 20  # steps between two looks at the loss: each look waits for the device
 EVALUATION_BATCH = 1024
 SHARED_PIXELS = 2**15  # a batch with fewer positions than this (size squared, times images) stays on one CPU thread
 
 
-class OptionError(ValueError):
-    """An option of the run cannot be honoured."""
-
-
 class TrainingError(RuntimeError):
     """Training went wrong: the loss is not finite."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `tritonshare train` is asked to do. None stands for the default that depends on the data or the machine.
-
-    Raises:
-        OptionError: a number is out of range or a name unknown.
-    """
-
-    data: str = "digits"  # or "cifar10"
-    data_dir: Path | None = None  # folder of the CIFAR-10 binary files
-    epochs: int | None = None
-    batch_size: int = 64
-    lr: float = 0.001
-    seed: int = 0
-    device: str | None = None  # "cpu", "cuda" or "cuda:N"; None: CUDA if there is one
-    dtype: str = "float32"  # of the computation; weights and optimizer state stay float32
-    out: Path | None = None  # None: runs/<data>
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 1:
-            raise OptionError(f"--epochs must be at least 1, not {self.epochs}")
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size must be at least 1, not {self.batch_size}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise OptionError(f"--lr must be a positive number, not {self.lr:g}")
-        if not 0 <= self.seed < 2**63:
-            raise OptionError(f"--seed must be in 0..2**63-1, not {self.seed}")
-        if self.dtype not in DTYPES:
-            raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype}")
-        if self.data not in DEFAULT_EPOCHS:
-            raise OptionError(f"--data must be one of {', '.join(DEFAULT_EPOCHS)}, not {self.data}")
-
-    @property
-    def folder(self) -> Path:
-        return Path("runs") / self.data if self.out is None else Path(self.out)
 
 
 class TwoBlockCNN(torch.nn.Module):
@@ -160,10 +116,15 @@ class Run:
             torch.manual_seed(options.seed)
             model = TwoBlockCNN(**self.model_config)
         self.model = model.to(device).to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]  (no such stub)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        choice, similarity = OPTIMIZERS[options.optimizer], SIMILARITIES[options.similarity]
+        self.optimizer = choice.cls(
+            self.model.parameters(), lr=options.learning_rate, similarity=similarity, **choice.arguments
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.dtype == "float16")
         self.config = {"model": self.model_config, "data": options.data, "data_sha256": images.digest()}
-        self.config |= {key: getattr(options, key) for key in ("batch_size", "lr", "seed", "dtype")}
+        # The optimizer comes before lr, whose default depends on it: a refusal names the first that differs.
+        remembered = ("optimizer", "similarity", "batch_size", "seed", "dtype")
+        self.config |= {key: getattr(options, key) for key in remembered} | {"lr": options.learning_rate}
 
     def prepare(self, images: Tensor) -> Tensor:
         """Bytes [N, C, H, W] to the model's input: float32, centred and scaled, in the device's layout."""
@@ -174,7 +135,7 @@ class Run:
             return self.model(images)
 
     def step(self, images: Tensor, labels: Tensor, maps: Tensor) -> Tensor:
-        """One Adam step on a batch; returns the mean loss, still on the device."""
+        """One step of the optimizer on a batch; returns the mean loss, still on the device."""
         grid = F.affine_grid(maps, list(images.shape), align_corners=False)
         inputs = F.grid_sample(self.prepare(images), grid, padding_mode="border", align_corners=False)
         loss = F.cross_entropy(self.logits(inputs.contiguous(memory_format=self.layout)).float(), labels)
@@ -187,7 +148,7 @@ class Run:
     def train_epoch(self, epoch: int, bar: tqdm) -> float:
         """All training images once, in the order of `epoch`; returns the mean loss. Raises TrainingError."""
         for group in self.optimizer.param_groups:
-            group["lr"] = step_size(self.options.lr, epoch)
+            group["lr"] = step_size(self.options.learning_rate, epoch)
         count = len(self.train_labels)
         draws = data.epoch_draws(self.options.seed, epoch, count)
         order, maps = (torch.from_numpy(draw).to(self.device) for draw in draws)
@@ -238,7 +199,7 @@ class Run:
         """Take up the checkpoint of the folder; returns the epochs already done. Raises CheckpointError."""
         path = self.options.folder / CHECKPOINT
         tensors, metadata = checkpoint.read(path)
-        saved = metadata.get("config", {})
+        saved = UNCHOSEN | metadata.get("config", {})
         for key, value in self.config.items():
             if saved.get(key) != value:
                 if key in ("model", "data_sha256"):
@@ -296,7 +257,8 @@ def facts(run: Run, history: list[Epoch], seconds: float) -> dict[str, str]:
     shape = "x".join(str(size) for size in run.train_images.shape[1:])
     return {
         "data": f"{options.data}: {count:,} training and {len(run.held_out_labels):,} held-out images of {shape}",
-        "epochs": f"{len(history)}, batch size {options.batch_size}, Adam with lr {options.lr:g}, seed {options.seed}",
+        "epochs": f"{len(history)}, batch size {options.batch_size}, seed {options.seed}",
+        "optimizer": f"{OPTIMIZERS[options.optimizer]}, lr {options.learning_rate:g}, similarity {options.similarity}",
         "training loss": f"{history[-1].loss:.4f}",
         "held-out accuracy": f"{history[-1].held_out_accuracy:.2%} (highest: {best.held_out_accuracy:.2%} in epoch "
         f"{history.index(best) + 1})",
