@@ -12,7 +12,7 @@ from functools import partial, reduce
 from itertools import chain
 from math import isfinite
 from operator import is_, is_not, or_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -29,15 +29,23 @@ if TYPE_CHECKING:
 
 Gradients = Sequence[torch.Tensor | None]
 address = torch.Tensor.data_ptr
+stride = torch.Tensor.stride
+dtype = torch.Tensor.dtype.__get__
+device = torch.Tensor.device.__get__
 there = partial(is_not, None)
 NOWHERE = 16  # the address of an empty tensor's gradient: 0 says that there is no gradient
 
 
-def kind_of(t: torch.Tensor | None) -> Any:
-    """All of a tensor that a layout depends on, but its address."""
-    if t is None:
-        return None
-    return t.dtype, t.stride() if t.layout == torch.strided else t.layout
+def kinds_of(tensors: Gradients) -> list[Any]:
+    """All of tensors that a layout depends on, but their addresses; None for None."""
+    try:  # in C for all of them
+        return list(zip(map(dtype, tensors), map(device, tensors), map(stride, tensors), strict=True))
+    except (RuntimeError, TypeError):  # a sparse tensor has no strides; None is no tensor
+        return [None if t is None else (t.dtype, t.device, t.layout == torch.strided and t.stride()) for t in tensors]
+
+
+def pointer_of(t: torch.Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 class Seen:
@@ -59,19 +67,41 @@ class Seen:
             self.pointers = [*map(address, self.weights), *map(address, filter(there, self.gradients))]
         except RuntimeError:
             self.pointers = None
-        same = self.known and self.pointers is not None and self.pointers == before.pointers
-        self.same = same and all(map(is_, self.all_gradients, before.all_gradients))
+        self.same = False
+        if self.known and self.pointers is not None and self.pointers == before.pointers:
+            self.pointers = before.pointers
+            self.same = all(map(is_, self.all_gradients, before.all_gradients))
 
     @property
     def aligned(self) -> bool:
         """Whether all lie at multiples of 16 bytes."""
         return self.pointers is not None and reduce(or_, self.pointers, 0) % 16 == 0
 
-    def addresses(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Those of weights and gradients, 0 where there is no gradient."""
-        gradients = [self.gradients[i] for i in indices]
-        of = [0 if g is None else g.data_ptr() or NOWHERE for g in gradients]
-        return [self.weights[i].data_ptr() for i in indices], of
+    def weights_are_where(self, other: Seen) -> bool:
+        """Whether all weights lie where they were."""
+        count = len(self.parameters)
+        both = self.pointers is not None and other.pointers is not None
+        return both and self.pointers[:count] == other.pointers[:count]
+
+    def addresses(self) -> tuple[list[int], list[int]]:
+        """Those of weights and gradients, 0 where there is no gradient. Not for sparse ones."""
+        count = len(self.parameters)
+        weights, gradients = self.pointers[:count], self.pointers[count:]
+        if 0 in gradients:
+            gradients = [pointer or NOWHERE for pointer in gradients]
+        if len(gradients) < count:
+            left = iter(gradients)
+            gradients = [0 if g is None else next(left) for g in self.gradients]
+        return weights, gradients
+
+
+class Kinds(NamedTuple):
+    """All of weights and gradients that a layout depends on."""
+
+    weights: list[Any]
+    gradients: list[Any]
+    alongs: list[str | None]
+    aligned: bool
 
 
 class Stepper:
@@ -83,7 +113,7 @@ class Stepper:
         self.counts = Counts()
         self._seen: Seen | None = None
         self._key: Any = None
-        self._kinds: tuple[list[Any], list[Any], list[Any], bool] = ([], [], [], False)
+        self._kinds = Kinds([], [], [], False)
         self._layout: Layout | None = None
         self._on_device: dict[tuple[str, torch.device], torch.Tensor] = {}
 
@@ -151,10 +181,12 @@ class Stepper:
         of_group = [self.optimizer.rule(group) for group in self.optimizer.param_groups]
         key = self.optimizer.state, plan.override_key(), of_group
         old = self._layout if self._seen is not None and seen.known and _equal(key, self._key) else None
-        if old is not None and seen.same and alongs == self._kinds[2]:
+        if old is not None and seen.same and alongs == self._kinds.alongs:
             self._seen = seen
             return old
-        kinds = list(map(kind_of, seen.weights)), list(map(kind_of, seen.gradients)), alongs, seen.aligned
+        stay = old is not None and seen.weights_are_where(self._seen)
+        weights = self._kinds.weights if stay else kinds_of(seen.weights)
+        kinds = Kinds(weights, kinds_of(seen.gradients), alongs, seen.aligned)
         if old is None or not self._serves(old, kinds):
             before = self._layout.members if self._layout is not None and seen.known else frozenset()
             old = lay_out(self._places(seen, alongs, of_group, before), self.optimizer, self.counts)
@@ -162,15 +194,17 @@ class Stepper:
         self._layout, self._seen, self._key = old, seen, key
         return old
 
-    def _serves(self, layout: Layout, kinds: tuple[list[Any], list[Any], list[Any], bool]) -> bool:
+    def _serves(self, layout: Layout, kinds: Kinds) -> bool:
         """Whether tensors of these kinds can go where the layout's went. That a gradient is missing is no matter."""
-        weights, gradients, alongs, aligned = kinds
-        if weights != self._kinds[0] or aligned != self._kinds[3]:
+        if kinds == self._kinds:
+            return True
+        if (kinds.weights, kinds.aligned) != (self._kinds.weights, self._kinds.aligned):
             return False
-        for i, kind in enumerate(gradients):
+        for i, kind in enumerate(kinds.gradients):
             if kind is not None:
-                known = self._kinds[1][i] or self._kinds[0][i]  # a missing gradient was taken for one like its weight
-                if i not in layout.members or kind != known or (alongs and alongs[i] != self._kinds[2][i]):
+                known = self._kinds.gradients[i] or kinds.weights[i]  # a missing one was taken for one like its weight
+                along = not kinds.alongs or kinds.alongs[i] == self._kinds.alongs[i]
+                if i not in layout.members or kind != known or not along:
                     return False
         return True
 
@@ -189,19 +223,18 @@ class Stepper:
         self, layout: Layout, seen: Seen, similarities: list[torch.Tensor | None], numbers: list[Numbers]
     ) -> None:
         """Bring the tables on the devices up to date."""
-        if layout.sent is not seen.pointers or similarities:
+        if layout.parts and (layout.sent is not seen.pointers or similarities):
+            weights, gradients = seen.addresses()
             for part in layout.parts:
-                weights, gradients = seen.addresses(part.indices)
-                for k, i in enumerate(part.indices):
-                    if i in part.copies and gradients[k]:
-                        gradients[k] = part.copies[i].data_ptr() or NOWHERE
-                along = part.walk.kind.along
                 part.similarities = [
-                    None if s is None else similarity.laid_out(s, seen.weights[i], along)
+                    None if s is None else similarity.laid_out(s, seen.weights[i], part.walk.kind.along)
                     for i, s in ((i, similarities[i]) for i in part.indices if similarities)
                 ]
-                of = [0 if s is None else s.data_ptr() for s in part.similarities]
-                part.walk.send(weights, gradients, of)
+                of = [gradients[i] for i in part.indices]
+                for k, i in enumerate(part.indices if part.copies else ()):
+                    if i in part.copies and of[k]:
+                        of[k] = part.copies[i].data_ptr()
+                part.walk.send([weights[i] for i in part.indices], of, list(map(pointer_of, part.similarities)))
             layout.sent = seen.pointers
         if numbers != layout.numbers:
             for device, hypers in layout.hypers.items():

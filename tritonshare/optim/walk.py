@@ -110,7 +110,7 @@ class Walk:
             if kind.state == torch.uint8:
                 self._set(fields.SCALES.value + i, [m.scales[i].data_ptr() for m in members])
         self._moving = (fields.WEIGHT, fields.GRAD, fields.SIMILARITY)
-        self._addresses: list[Sequence[int]] = []
+        self._addresses: list[Sequence[int]] = [(), (), ()]
         self._sent = torch.empty_like(self._table, device=kind.device)
 
         self._pieces = self._measure(fields, sizes) if extras.built_in and kind.rule.states else None
@@ -237,8 +237,8 @@ class Walk:
         if addresses == self._addresses:
             return
         refuse_capture(self.kind.device, "gradients or weights")
-        for field, of in zip(self._moving, addresses, strict=True):
-            if of:
+        for field, of, before in zip(self._moving, addresses, self._addresses, strict=True):
+            if of and of != before:
                 self._set(field, of)
         self._sent.copy_(self._table)
         self._addresses = addresses
