@@ -67,7 +67,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", choices=DEFAULT_EPOCHS, default=Options.data, help="images to train on (default: %(default)s)")
     add("--data-dir", type=Path, metavar="DIR", help="folder of the CIFAR-10 binary files (data_batch_1.bin, ...)")
     add("--epochs", type=int, metavar="N", help=f"passes over the images (default: {epochs})")
-    add("--batch-size", type=int, default=Options.batch_size, metavar="N", help="images per step (default: %(default)s)")
+    add("--batch-size", type=int, default=Options.batch_size, metavar="N", help="of each step (default: %(default)s)")
     add(
         "--optimizer",
         choices=OPTIMIZERS,
@@ -82,7 +82,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     add("--lr", type=float, help=f"learning rate, halved every {HALVING_EPOCHS} epochs (default: {rates})")
-    add("--seed", type=int, default=Options.seed, metavar="N", help="of weights, order, distortion (default: %(default)s)")
+    add("--seed", type=int, default=Options.seed, metavar="N", help="of weights and all draws (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     add(
         "--dtype",

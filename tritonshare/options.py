@@ -1,0 +1,83 @@
+"""What `tritonshare train` can be asked for. No package of the extra `train` is needed to read it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tritonshare import optim
+
+DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SIMILARITIES = {"none": None, "tensor": "tensor", "row": "row"}
+HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
+
+
+class OptionError(ValueError):
+    """An option of the run cannot be honoured."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An optimizer by name: its class, the arguments that are not its defaults, and the learning rate without --lr."""
+
+    cls: type[optim.SGD] | type[optim.Adam] | type[optim.AdamW]
+    lr: float
+    arguments: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return ", ".join([self.cls.__name__, *(f"{name} {value:g}" for name, value in self.arguments.items())])
+
+
+OPTIMIZERS = {
+    "adam": Choice(optim.Adam, 0.001, {}),
+    "adamw": Choice(optim.AdamW, 0.001, {}),
+    "sgd": Choice(optim.SGD, 0.02, {"momentum": 0.9}),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `tritonshare train` is asked to do. None: the default depends on other options or the machine.
+
+    Raises:
+        OptionError: a number is out of range or a name unknown.
+    """
+
+    data: str = "digits"  # or "cifar10"
+    data_dir: Path | None = None  # folder of the CIFAR-10 binary files
+    epochs: int | None = None
+    batch_size: int = 64
+    optimizer: str = "adam"
+    similarity: str = "none"  # scales each update by (1 + cos(gradient, momentum)) / 2, per parameter or per row of it
+    lr: float | None = None
+    seed: int = 0
+    device: str | None = None  # "cpu", "cuda" or "cuda:N"; None: CUDA if there is one
+    dtype: str = "float32"  # of the computation; weights and optimizer state stay float32
+    out: Path | None = None  # None: runs/<data>
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        names = {"data": DEFAULT_EPOCHS, "dtype": DTYPES, "optimizer": OPTIMIZERS, "similarity": SIMILARITIES}
+        for option, known in names.items():
+            if getattr(self, option) not in known:
+                raise OptionError(f"--{option} must be one of {', '.join(known)}, not {getattr(self, option)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise OptionError(f"--epochs must be at least 1, not {self.epochs}")
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size must be at least 1, not {self.batch_size}")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise OptionError(f"--lr must be a positive number, not {self.learning_rate:g}")
+        if not 0 <= self.seed < 2**63:
+            raise OptionError(f"--seed must be in 0..2**63-1, not {self.seed}")
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / self.data if self.out is None else Path(self.out)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first epochs."""
+        return OPTIMIZERS[self.optimizer].lr if self.lr is None else self.lr
