@@ -12,7 +12,10 @@ A test names its lanes by markers. `--lane NAME` runs one lane; without it, all 
 `repetition` is of the cases that a short run may leave out.
 """
 
+import fcntl
 import os
+import time
+from itertools import cycle
 
 import pytest
 import torch
@@ -85,3 +88,37 @@ def fresh_problems():
     yield
     for op in REGISTRY.values():
         op._problems.clear()
+
+
+# Of lanes gpu and dry.
+
+ROOMS = 2  # tests that fill the GPU's memory at a time, with at most 25 GiB each
+
+
+@pytest.fixture(scope="module")
+def machine(pytestconfig):
+    if pytestconfig.getoption("lane") == "dry":
+        from bench.dry import dry_machine
+
+        with dry_machine() as dry:
+            yield dry
+    else:
+        from tritonshare.machine import Machine
+
+        yield Machine(torch.device("cuda"))
+
+
+@pytest.fixture
+def room(machine, tmp_path_factory):
+    """A place among the tests that fill the GPU's memory: processes that test side by side share it."""
+    for number in cycle(range(ROOMS)):
+        with (tmp_path_factory.getbasetemp().parent / f"room{number}").open("w") as place:
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
+                continue
+            yield
+            if not machine.dry:
+                torch.cuda.empty_cache()
+            return

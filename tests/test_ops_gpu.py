@@ -1,11 +1,8 @@
 """Every op's kernels on a GPU: the numeric gate, bits, memory, streams, graphs. Nothing here is particular to an op:
 cases come with its declaration. In lane dry the same tests run where there is no GPU: see tests/conftest.py."""
 
-import fcntl
-import time
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import cycle
 from math import prod
 
 import pytest
@@ -13,70 +10,17 @@ import torch
 import torch._inductor.config
 from torch._prims_common import suggest_memory_format
 
-from bench.dry import dry_machine
 from bench.launches import NUMBERS, case_tensors, numbers
 from tests.guard import poisoned_allocations
+from tests.on_gpu import finite, one_and_repetitions, passes, same_bits
 from tests.ops import OPS, call, case_of, cases, ops, strided, to_channels_last, unaligned
-from tritonshare import gate, trial
-from tritonshare.machine import Machine
+from tritonshare import gate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.dry]
 
 GIB = 2**30
-ROOMS = 2  # tests that fill the GPU's memory at a time, with at most 25 GiB each
-
-
-@pytest.fixture(scope="module")
-def machine(pytestconfig):
-    if pytestconfig.getoption("lane") == "dry":
-        with dry_machine() as dry:
-            yield dry
-    else:
-        yield Machine(torch.device("cuda"))
-
-
-@pytest.fixture
-def room(machine, tmp_path_factory):
-    """A place among the tests that fill the GPU's memory: processes that test side by side share it."""
-    for number in cycle(range(ROOMS)):
-        with (tmp_path_factory.getbasetemp().parent / f"room{number}").open("w") as place:
-            try:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.1)
-                continue
-            yield
-            if not machine.dry:
-                torch.cuda.empty_cache()
-            return
-
-
-# What the kernels left can be judged only where they ran.
-
-
-def passes(machine, comparisons, what=""):
-    failed = [f"{what} {c}".lstrip() for c in comparisons if not c.passed]
-    assert machine.dry or failed == []
-
-
-def same_bits(machine, found, expected):
-    """Two results of `gate.run`."""
-    assert found.keys() == expected.keys()
-    differing = [name for name in found if not trial.same_bits([found[name]], [expected[name]])]
-    assert machine.dry or differing == []
-
-
-def finite(machine, found):
-    bad = [name for name, t in found.items() if not t.isfinite().all()]
-    assert machine.dry or bad == []
-
 
 # Parameters.
-
-
-def one_and_repetitions(parameters):
-    first, *rest = parameters
-    return [first, *(pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.repetition]) for p in rest)]
 
 
 def by_op(parameters):

@@ -94,13 +94,13 @@ def rounded_bf16():
         yield
 
 
-def train(make, initial, gradients, dtype, *, layout=torch.clone):
+def train(make, initial, gradients, dtype, *, layout=torch.clone, device="cpu"):
     """The weights and states after a step with each of `gradients`, by name; `make`: parameters -> optimizer."""
-    parameters = [torch.nn.Parameter(layout(t.to(dtype))) for t in initial]
+    parameters = [torch.nn.Parameter(layout(t.to(device, dtype))) for t in initial]
     optimizer = make(parameters)
     for of in gradients:
         for p, g in zip(parameters, of, strict=True):
-            p.grad = layout(g.to(dtype))
+            p.grad = layout(g.to(device, dtype))
         optimizer.step()
     found = {f"weight {i}": p.detach() for i, p in enumerate(parameters)}
     for i, state in optimizer.state_dict()["state"].items():
