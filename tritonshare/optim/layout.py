@@ -14,12 +14,13 @@ from ..check import ArgumentError, ArgumentTypeError
 from ..launch import Launcher
 from . import codec
 from .rules import Numbers, Rule
-from .walk import Kind, Member, Walk, chunks_of, plan_of
+from .walk import Kind, Member, Walk, chunks_of, plan_of, refuse_capture
 
 if TYPE_CHECKING:
     from .base import OneLaunch
 
 Tensors = Sequence[torch.Tensor]
+Gradients = Sequence[torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Place:
     group: int
     parameter: torch.Tensor
     weight: torch.Tensor  # what this process holds of it
-    gradient: torch.Tensor  # likewise; the weight where there is none now
     rule: Rule
     along: str | None  # of the user's similarity
 
@@ -76,26 +76,32 @@ class Counts:
 
     def __init__(self) -> None:
         self._of: dict[torch.Tensor, torch.Tensor] = {}
-        self._allocated: list[tuple[torch.Tensor, Tensors, int]] = []
+        self._allocated: list[tuple[torch.Tensor, dict[torch.Tensor, torch.Tensor], int]] = []
 
-    def get(self, parameter: torch.Tensor, length: int, steps: Any) -> torch.Tensor | None:
-        """A parameter's counts, if there are any and `steps`, the number in its state, is still one of them."""
+    def get(self, parameter: torch.Tensor, length: int) -> torch.Tensor | None:
+        """A parameter's counts, if there are so many."""
         count = self._of.get(parameter)
-        if count is None or len(count) != length:
-            return None
-        mine = not isinstance(steps, torch.Tensor) or steps.data_ptr() == count.data_ptr()
-        return count if mine else None
+        return count if count is not None and len(count) == length else None
 
     def add(self, places: Sequence[Place], lengths: Sequence[int], steps: Sequence[Any]) -> None:
         """Counts of places on one device, begun at `steps`."""
         rounded = [length + -length % 4 for length in lengths]
         with torch.inference_mode(False):
             flat = torch.zeros(sum(rounded), device=places[0].weight.device)
-        counts = [whole[:length] for whole, length in zip(flat.split(rounded), lengths, strict=True)]
-        for count, made in zip(counts, steps, strict=True):
-            count.copy_(torch.as_tensor(made, dtype=torch.float32))
-        self._of.update(zip((p.parameter for p in places), counts, strict=True))
+        counts = {}
+        for place, whole, length, made in zip(places, flat.split(rounded), lengths, steps, strict=True):
+            counts[place.parameter] = whole[:length].copy_(torch.as_tensor(made, dtype=torch.float32))
+        self._of |= counts
         self._allocated.append((flat, counts, flat._version))
+
+    def keep(self, places: Sequence[Place]) -> None:
+        """Forget all parameters but these."""
+        self._of = {place.parameter: self._of[place.parameter] for place in places}
+        self._allocated = [
+            (flat, {p: c for p, c in counts.items() if self._of.get(p) is c}, version)
+            for flat, counts, version in self._allocated
+        ]
+        self._allocated = [of for of in self._allocated if of[1]]
 
     def __getitem__(self, parameter: torch.Tensor) -> torch.Tensor:
         return self._of[parameter]
@@ -104,7 +110,7 @@ class Counts:
         """Take what was written to first counts."""
         for i, (flat, counts, version) in enumerate(self._allocated):
             if flat._version != version:
-                for count in counts:
+                for count in counts.values():
                     count.copy_(count[0].clone())
                 self._allocated[i] = flat, counts, flat._version
 
@@ -127,10 +133,9 @@ def rows_of(weight: torch.Tensor) -> int | None:
     return rows if weight.stride(0) * rows == weight.numel() else None
 
 
-def why_plain(place: Place, optimizer: OneLaunch) -> str | None:
+def why_plain(place: Place, g: torch.Tensor, optimizer: OneLaunch) -> str | None:
     """Why the kernels cannot step a parameter, as the rest of a sentence; None if they can."""
-    w, g = place.weight, place.gradient
-    group = optimizer.param_groups[place.group]
+    w, group = place.weight, optimizer.param_groups[place.group]
     path = launch.path(w)
     if not path.kernels:
         return f"is updated by plain torch ({path.reason})"
@@ -148,9 +153,9 @@ def why_plain(place: Place, optimizer: OneLaunch) -> str | None:
     return None
 
 
-def check_place(place: Place, optimizer: OneLaunch, plain: str | None) -> None:
+def check_place(place: Place, g: torch.Tensor, optimizer: OneLaunch, plain: str | None) -> None:
     """Raise one sentence on what a step cannot do with a parameter."""
-    of, w, g = optimizer.extras, place.weight, place.gradient
+    of, w = optimizer.extras, place.weight
     if g.layout != torch.strided:
         if not optimizer.steps_sparse:  # as torch's own optimizer says it
             name = type(optimizer).__name__
@@ -184,21 +189,26 @@ def check_place(place: Place, optimizer: OneLaunch, plain: str | None) -> None:
             raise place.error("is distributed along another axis than 0, and similarity='row' needs whole rows")
 
 
-def lay_out(places: Sequence[Place], optimizer: OneLaunch, counts: Counts) -> Layout:
-    """The layout for these places. Raises one sentence; writes nothing but counts that are not yet in use."""
+def lay_out(places: Sequence[Place], gradients: Gradients, optimizer: OneLaunch, counts: Counts) -> Layout:
+    """The layout for these places and their gradients. Raises one sentence; writes nothing but counts that are not yet
+    in use."""
+    # a place without a gradient waits for one that is like its weight
+    of_place = {p.index: p.weight.detach() if gradients[p.index] is None else gradients[p.index] for p in places}
     plain, members, made = [], [], {}
     for place in places:
-        reason = why_plain(place, optimizer)
-        check_place(place, optimizer, reason)
+        g = of_place[place.index]
+        reason = why_plain(place, g, optimizer)
+        check_place(place, g, optimizer, reason)
         if reason is not None:
             plain.append(place)
         else:
+            refuse_capture(place.weight.device, "parameters or the kinds of their gradients")
             members.append(place)
             made[place.parameter] = states_of(place, optimizer)
 
     by_kind: defaultdict[Kind, list[Place]] = defaultdict(list)
     for place in members:
-        by_kind[_kind(place, made[place.parameter], optimizer)].append(place)
+        by_kind[_kind(place, of_place[place.index], made[place.parameter], optimizer)].append(place)
     _count(members, optimizer, counts, made)
 
     sums = None
@@ -207,7 +217,7 @@ def lay_out(places: Sequence[Place], optimizer: OneLaunch, counts: Counts) -> La
         blocks = plan_of(kind.state, kind.rule)
         copies, walked = {}, []
         for place in of:
-            w, g, state = place.weight, place.gradient, made[place.parameter]
+            w, g, state = place.weight, of_place[place.index], made[place.parameter]
             if g.stride() != w.stride() and g.numel() > 1:
                 copies[place.index] = torch.empty_like(w, dtype=g.dtype)
             names = place.rule.states
@@ -266,20 +276,26 @@ def _count(places: Sequence[Place], optimizer: OneLaunch, counts: Counts, made: 
     for place in places:
         state = made[place.parameter]
         length = chunks_of(place.weight.numel(), plan_of(optimizer.extras.state_dtype, place.rule)["CHUNK"])
-        if counts.get(place.parameter, length, state.get("step")) is None:
-            # torch's SGD keeps no count: it is the first step where there is no momentum yet
+        count = counts.get(place.parameter, length)
+        if place.rule.counts:
+            steps = state.get("step", 0.0)
+            known = count is not None and isinstance(steps, torch.Tensor) and steps.data_ptr() == count.data_ptr()
+        else:  # torch's SGD keeps no count: it is the first step where there is no momentum yet
             before = optimizer.state.get(place.parameter, {})
-            first = not place.rule.counts and before.get(place.rule.states[0] if place.rule.states else "") is not None
-            new[place.weight.device].append((place, length, state.get("step", float(first))))
+            steps = float(any(before.get(name) is not None for name in place.rule.states))
+            known = count is not None and (steps or not place.rule.states)
+        if not known:
+            new[place.weight.device].append((place, length, steps))
     for of in new.values():
         counts.add(*map(list, zip(*of, strict=True)))
+    counts.keep(places)
     for place in places:
         if place.rule.counts:
             made[place.parameter]["step"] = counts[place.parameter][0]
 
 
-def _kind(place: Place, state: Mapping[str, Any], optimizer: OneLaunch) -> Kind:
-    w, g = place.weight, place.gradient
+def _kind(place: Place, g: torch.Tensor, state: Mapping[str, Any], optimizer: OneLaunch) -> Kind:
+    w = place.weight
     states = [local(state[name]) for name in place.rule.states]
     reordered = g.stride() != w.stride() and g.numel() > 1
     addresses = [t.data_ptr() for t in (w, *states, *([] if reordered else [g]))]

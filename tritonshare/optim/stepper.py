@@ -13,6 +13,7 @@ from itertools import chain
 from math import isfinite
 from operator import is_, is_not, or_
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ref
 
 import torch
 
@@ -20,14 +21,13 @@ from .. import launch, plan
 from ..check import ArgumentError
 from ..ops.adaptive_update import similarity
 from . import rules
-from .layout import Counts, Layout, Place, Tensors, lay_out, local
+from .layout import Counts, Gradients, Layout, Place, Tensors, lay_out, local
 from .rules import Numbers
 from .walk import CLIP, refuse_capture
 
 if TYPE_CHECKING:
     from .base import OneLaunch
 
-Gradients = Sequence[torch.Tensor | None]
 address = torch.Tensor.data_ptr
 stride = torch.Tensor.stride
 dtype = torch.Tensor.dtype.__get__
@@ -51,31 +51,40 @@ def pointer_of(t: torch.Tensor | None) -> int:
 class Seen:
     """What a step sees of its parameters, and whether it is what the step before saw.
 
-    weights, gradients: what this process holds of them. pointers: where they lie, None where a gradient is sparse.
+    weights, gradients: what this process holds of them; no gradient is held beyond its step. pointers: where they lie,
+    None where a gradient is sparse.
     known: the parameters are the same; same: and their gradients are the same tensors, where they were.
     """
 
     def __init__(self, parameters: Tensors, before: Seen | None) -> None:
         self.parameters = parameters
-        self.all_gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters]
         known = before is not None and len(parameters) == len(before.parameters)
         self.known = known and all(map(is_, parameters, before.parameters))
         self.distributed = before.distributed if self.known else any(hasattr(p, "to_local") for p in parameters)
         self.weights: Tensors = list(map(local, parameters)) if self.distributed else parameters
-        self.gradients: Gradients = list(map(local, self.all_gradients)) if self.distributed else self.all_gradients
+        self.gradients: Gradients = list(map(local, gradients)) if self.distributed else gradients
+        self.whole = all(map(there, gradients))
         try:
             self.pointers = [*map(address, self.weights), *map(address, filter(there, self.gradients))]
         except RuntimeError:
             self.pointers = None
         self.same = False
-        if self.known and self.pointers is not None and self.pointers == before.pointers:
+        if self.known and self.whole and self.pointers is not None and self.pointers == before.pointers:
             self.pointers = before.pointers
-            self.same = all(map(is_, self.all_gradients, before.all_gradients))
+            self.same = all(map(is_, gradients, [ref() for ref in before.refs]))
+        self.refs = before.refs if self.same else [ref(g) for g in gradients] if self.whole else []
+
+    def release(self) -> None:
+        """Let go of the gradients."""
+        self.gradients = ()
 
     @property
-    def aligned(self) -> bool:
-        """Whether all lie at multiples of 16 bytes."""
-        return self.pointers is not None and reduce(or_, self.pointers, 0) % 16 == 0
+    def aligned(self) -> bool | list[bool]:
+        """Which weights and gradients lie at multiples of 16 bytes, or that all do."""
+        if self.pointers is None or reduce(or_, self.pointers, 0) % 16 == 0:
+            return self.pointers is not None
+        return [pointer % 16 == 0 for pointer in self.pointers]
 
     def weights_are_where(self, other: Seen) -> bool:
         """Whether all weights lie where they were."""
@@ -101,7 +110,7 @@ class Kinds(NamedTuple):
     weights: list[Any]
     gradients: list[Any]
     alongs: list[str | None]
-    aligned: bool
+    aligned: bool | list[bool]
 
 
 class Stepper:
@@ -115,6 +124,7 @@ class Stepper:
         self._key: Any = None
         self._kinds = Kinds([], [], [], False)
         self._layout: Layout | None = None
+        self._states: tuple[Any, int] = (None, 0)  # the optimizer's state after the last step, and its length
         self._on_device: dict[tuple[str, torch.device], torch.Tensor] = {}
 
     def step(self) -> None:
@@ -149,9 +159,12 @@ class Stepper:
                 for i, copy in part.copies.items():
                     if seen.gradients[i] is not None:
                         seen.gradients[i].copy_(copy)
-        torch.autograd.graph.increment_version(layout.stepped)
+        of = layout.stepped
+        torch.autograd.graph.increment_version(of if seen.whole else [p for p in of if p.grad is not None])
         if options.clear_gradients and keep != "zero":
             torch._foreach_zero_(list(filter(there, seen.gradients)))
+        seen.release()
+        self._states = self.optimizer.state, len(self.optimizer.state)
 
     # Before anything is written.
 
@@ -171,7 +184,9 @@ class Stepper:
         found: list[torch.Tensor | None] = [None] * len(seen.parameters)
         alongs: list[str | None] = [None] * len(seen.parameters)
         for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
-            if g is not None:
+            if g is not None and isinstance(of.similarity, (int, float)):
+                found[i], alongs[i] = self._constant("similarity", of.similarity, torch.float32, w.device), "tensor"
+            elif g is not None:
                 found[i] = similarity.resolve(of.similarity, p, f"step: parameter {self.first + i}")
                 alongs[i] = similarity.along_of(found[i], w)
         return found, alongs
@@ -179,8 +194,9 @@ class Stepper:
     def _up_to_date(self, seen: Seen, alongs: list[str | None]) -> Layout:
         """The layout that serves what is seen: the one before, or a new one."""
         of_group = [self.optimizer.rule(group) for group in self.optimizer.param_groups]
-        key = self.optimizer.state, plan.override_key(), of_group
-        old = self._layout if self._seen is not None and seen.known and _equal(key, self._key) else None
+        key = plan.override_key(), of_group
+        kept = self.optimizer.state is self._states[0] and len(self.optimizer.state) == self._states[1]
+        old = self._layout if seen.known and kept and key == self._key else None
         if old is not None and seen.same and alongs == self._kinds.alongs:
             self._seen = seen
             return old
@@ -189,7 +205,8 @@ class Stepper:
         kinds = Kinds(weights, kinds_of(seen.gradients), alongs, seen.aligned)
         if old is None or not self._serves(old, kinds):
             before = self._layout.members if self._layout is not None and seen.known else frozenset()
-            old = lay_out(self._places(seen, alongs, of_group, before), self.optimizer, self.counts)
+            places = self._places(seen, alongs, of_group, before)
+            old = lay_out(places, seen.gradients, self.optimizer, self.counts)
             self._kinds = kinds
         self._layout, self._seen, self._key = old, seen, key
         return old
@@ -215,8 +232,7 @@ class Stepper:
             if g is not None or i in before:
                 name = f"{type(self.optimizer).__name__}: parameter {self.first + i}"
                 along = alongs[i] if alongs else None
-                gradient = w.detach() if g is None else g
-                places.append(Place(name, i, self.first + i, groups[i], p, w, gradient, of_group[groups[i]], along))
+                places.append(Place(name, i, self.first + i, groups[i], p, w, of_group[groups[i]], along))
         return places
 
     def _send(
@@ -239,7 +255,7 @@ class Stepper:
         if numbers != layout.numbers:
             for device, hypers in layout.hypers.items():
                 refuse_capture(device, "options of a parameter group")
-                hypers.copy_(torch.tensor(list(map(self._row, numbers, self._key[2])), dtype=torch.float64))
+                hypers.copy_(torch.tensor(list(map(self._row, numbers, self._key[1])), dtype=torch.float64))
             layout.numbers = numbers
         for i, group in enumerate(self.optimizer.param_groups):
             rate = rules.rate(group)
@@ -260,7 +276,7 @@ class Stepper:
     def _constant(self, name: str, value: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A number in the memory of a device."""
         if (name, device) not in self._on_device:
-            self._on_device[name, device] = torch.tensor([value], dtype=dtype, device=device)
+            self._on_device[name, device] = torch.tensor(value, dtype=dtype, device=device)
         return self._on_device[name, device]
 
     def _clip(self, layout: Layout, scale: torch.Tensor | None) -> torch.Tensor | None:
@@ -334,8 +350,3 @@ def step_by_torch(optimizer: OneLaunch, places: Sequence[Place]) -> None:
 
 def _to(number: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     return None if number is None else number.to(device)
-
-
-def _equal(key: Any, other: Any) -> bool:
-    """Whether state dicts are the same object, and all else is equal."""
-    return other is not None and key[0] is other[0] and key[1:] == other[1:]
