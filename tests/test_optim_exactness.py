@@ -1,6 +1,7 @@
 """The optimizers' numbers: trajectories against torch's in fp64 through the gate, bits, and what torch has not."""
 
 import itertools
+import weakref
 from unittest import mock
 
 import numpy as np
@@ -480,6 +481,33 @@ def test_stochastic_rounding():
 
 
 # Memory.
+
+
+@interpreter
+@reference
+def test_no_gradient_outlives_its_step():
+    p = torch.nn.Parameter(torch.ones(5))
+    p.grad = torch.ones(5)
+    optimizer = optim.AdamW([p])
+    optimizer.step()
+    optimizer.step()
+    gradient = weakref.ref(p.grad)
+    optimizer.zero_grad()
+    assert gradient() is None
+
+
+@interpreter
+def test_alignment_is_of_each_tensor():
+    """Gradients that move from one step to the next, to where wide accesses would be wrong."""
+    p, q = (torch.nn.Parameter(torch.zeros(9)) for _ in range(2))
+    optimizer = optim.SGD([p, q], lr=1.0)
+    for there in ((False, False), (True, False), (False, True), (True, True), (False, False)):
+        p.grad, q.grad = (unaligned(torch.ones(9)) if off else torch.ones(9) for off in there)
+        optimizer.step()
+        aligned = {i: part.walk.kind.aligned for part in optimizer._stepper._layout.parts for i in part.indices}
+        assert aligned == {i: not off for i, off in enumerate(there)}
+    assert (p == -5).all()
+    assert (q == -5).all()
 
 
 @interpreter
