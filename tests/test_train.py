@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tritonshare import __version__, checkpoint, data, train
+from tritonshare import __version__, checkpoint, data, optim, train
 from tritonshare.cli import main
+from tritonshare.options import OPTIMIZERS, Options
 
 pytestmark = pytest.mark.reference
 EPOCHS = 4
@@ -107,7 +109,8 @@ def test_resumed_run_reaches_the_same_bits(digits, tmp_path, capsys):
     assert same_bits(tmp_path / "out", digits)
     output = capsys.readouterr().out
     assert "resumed after epoch 2" in output
-    for row in ("data", "epochs", "held-out accuracy", "training speed", "time", "parameters", "path", "written"):
+    rows = "data", "epochs", "optimizer", "held-out accuracy", "training speed", "time", "parameters", "path", "written"
+    for row in rows:
         assert f"\n{row} " in output
 
 
@@ -122,9 +125,9 @@ def test_resumed_run_reaches_the_same_bits_on_all_threads(small, tmp_path, monke
 
 def test_small_batches_stay_on_one_thread():
     images, cpu, before = data.load("digits"), torch.device("cpu"), torch.get_num_threads()
-    with train.threads_for(train.Options(), images, cpu):
+    with train.threads_for(Options(), images, cpu):
         assert torch.get_num_threads() == 1
-    with train.threads_for(train.Options(batch_size=1024), images, cpu):
+    with train.threads_for(Options(batch_size=1024), images, cpu):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
 
@@ -146,6 +149,95 @@ def test_half_precision_resumes_to_the_same_bits(tmp_path, dtype):
     assert command(*small, "--dtype", dtype, "--epochs", 2, "--out", broken, "--resume") == 0
     assert same_bits(straight, broken)
     assert all(tensor.dtype == torch.float32 for tensor in load_file(straight / train.MODEL).values())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "similarity"), [("adam", "tensor"), ("adamw", "none"), ("sgd", "none"), ("sgd", "row")]
+)
+def test_every_optimizer_resumes_to_the_same_bits(small, small_run, tmp_path, capsys, optimizer, similarity):
+    chosen = (*small, "--optimizer", optimizer, "--similarity", similarity)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert command(*chosen, "--epochs", 3, "--out", straight) == 0
+    assert command(*chosen, "--epochs", 1, "--out", broken) == 0
+    assert command(*chosen, "--epochs", 3, "--out", broken, "--resume") == 0
+    assert same_bits(straight, broken)
+    assert (straight / train.MODEL).read_bytes() != (small_run / train.MODEL).read_bytes()
+    choice = OPTIMIZERS[optimizer]
+    assert f"\noptimizer          {choice}, lr {choice.lr:g}, similarity {similarity}\n" in capsys.readouterr().out
+
+
+def test_optimizers_are_ours_and_have_their_own_learning_rate():
+    images, made = data.load("digits"), {}
+    for name in OPTIMIZERS:
+        made[name] = train.Run(Options(optimizer=name, similarity="row"), images, torch.device("cpu")).optimizer
+    assert {name: type(of) for name, of in made.items()} == {"adam": optim.Adam, "adamw": optim.AdamW, "sgd": optim.SGD}
+    assert all(of.extras.similarity == "row" for of in made.values())
+    assert [of.defaults["lr"] for of in made.values()] == [0.001, 0.001, 0.02]
+    assert made["sgd"].defaults["momentum"] == 0.9
+    run = train.Run(Options(), images, torch.device("cpu"))
+    assert type(run.optimizer) is optim.Adam
+    assert run.optimizer.extras.similarity is None
+
+
+def test_help_names_the_default_learning_rates(capsys):
+    assert command("--help") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "(default: 0.001 for adam, 0.001 for adamw, 0.02 for sgd)" in output
+    assert "SGD, momentum 0.9" in output
+
+
+def test_checkpoint_of_torchs_adam_resumes_to_the_same_bits(small, small_run, tmp_path, capsys):
+    """As checkpoints were written before there was a choice."""
+    options = Options(data="cifar10", data_dir=small[3], batch_size=16, out=tmp_path)
+    run = train.Run(options, data.load("cifar10", small[3]), torch.device("cpu"))
+    run.optimizer = torch.optim.Adam(run.model.parameters(), lr=0.001)
+    del run.config["optimizer"], run.config["similarity"]
+    run.save([train.one_epoch(run, 0, 1)])
+    before = contents(tmp_path)
+    assert command(*small, "--epochs", 3, "--out", tmp_path, "--resume", "--optimizer", "sgd") == 2
+    assert "was made with --optimizer adam, not sgd" in one_sentence(capsys)
+    assert contents(tmp_path) == before
+    assert command(*small, "--epochs", 3, "--out", tmp_path, "--resume") == 0
+    assert same_bits(tmp_path, small_run)
+
+
+@pytest.mark.interpreter  # where the kernels keep the states
+@pytest.mark.parametrize("similarity", [None, "row"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_of_an_optimizer_survives_a_checkpoint(tmp_path, name, similarity):
+    choice, path, draws = OPTIMIZERS[name], tmp_path / train.CHECKPOINT, torch.Generator().manual_seed(0)
+    inputs = torch.randn(4, 6, 5, generator=draws)
+
+    def made():
+        model = torch.nn.Linear(5, 3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.1)
+        return model, choice.cls(model.parameters(), lr=choice.lr, similarity=similarity, **choice.arguments)
+
+    def step(model, optimizer, number):
+        optimizer.zero_grad()
+        (model(inputs[number]).sum(1) - 1).square().sum().backward()
+        optimizer.step()
+
+    unbroken, saved, resumed = made(), made(), made()
+    for number in range(4):
+        step(*unbroken, number)
+    for number in range(2):
+        step(*saved, number)
+    checkpoint.save(path, *saved, {"note": "kept"})
+    tensors, metadata = checkpoint.read(path)
+    assert metadata == {"note": "kept"}
+    checkpoint.restore(path, tensors, *resumed)
+    for number in range(2, 4):
+        step(*resumed, number)
+    first, second = (of.state_dict() for of in (unbroken[0], resumed[0]))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (of.state_dict()["state"] for of in (unbroken[1], resumed[1]))
+    assert first.keys() == second.keys() == {0, 1}
+    for index, states in first.items():
+        assert states.keys() == second[index].keys()
+        assert all(torch.equal(states[key], second[index][key]) for key in states)
 
 
 class Killed(BaseException):
@@ -251,6 +343,9 @@ def test_existing_output_is_refused(tmp_path, capsys, found):
         (("--lr", 0.01), "was made with --lr 0.001, not 0.01"),
         (("--seed", 1), "was made with --seed 0, not 1"),
         (("--dtype", "bfloat16"), "was made with --dtype float32, not bfloat16"),
+        (("--optimizer", "sgd"), "was made with --optimizer adam, not sgd"),
+        (("--optimizer", "adamw"), "was made with --optimizer adam, not adamw"),
+        (("--similarity", "row"), "was made with --similarity none, not row"),
         (("--epochs", 2), "has 3 epochs already, more than --epochs 2"),
     ],
 )
@@ -318,6 +413,9 @@ def test_tensors_of_another_model_do_not_fit(small_run):
         (("--lr", "nan"), "--lr must be a positive number, not nan"),
         (("--seed", -1), "--seed must be in 0..2**63-1, not -1"),
         (("--dtype", "int8"), "invalid choice: 'int8'"),
+        (("--optimizer", "lion"), "invalid choice: 'lion'"),
+        (("--similarity", "column"), "invalid choice: 'column'"),
+        (("--optimizer", "sgd", "--lr", -1), "--lr must be a positive number, not -1"),
         (("--data", "mnist"), "invalid choice: 'mnist'"),
         (("--device", "abacus"), "--device abacus is unknown"),
         (("--device", "meta"), "--device meta is not supported"),
@@ -368,11 +466,17 @@ def test_step_size_is_halved_every_20_epochs():
 def test_initial_weights_come_from_the_seed_and_leave_torchs_generator_alone():
     images, state = data.load("digits"), torch.get_rng_state()
     first, second, other = (
-        train.Run(train.Options(seed=seed), images, torch.device("cpu")).model.state_dict() for seed in (0, 0, 1)
+        train.Run(Options(seed=seed), images, torch.device("cpu")).model.state_dict() for seed in (0, 0, 1)
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("option", ["data", "dtype", "optimizer", "similarity"])
+def test_unknown_names_are_refused_without_the_command(option):
+    with pytest.raises(train.OptionError, match=f"--{option} must be one of .*, not other"):
+        replace(Options(), **{option: "other"})
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), ([], 0), (["--version"], 0), (["frobnicate"], 2)])
