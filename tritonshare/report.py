@@ -29,19 +29,37 @@ def draw_curves(history: Sequence[Epoch], title: str) -> bytes:
     loss, accuracy = figure.subplots(1, 2)
     _curve(loss, [epoch.loss for epoch in history], "#0072b2", "training")
     _curve(loss, [epoch.held_out_loss for epoch in history], "#d55e00", "held out")
-    loss.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
-    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    loss.yaxis.set_minor_formatter(NullFormatter())
+    loss.set_title("Loss")
+    loss_by_epoch(loss)
     loss.legend(frameon=False)
     _curve(accuracy, [epoch.held_out_accuracy for epoch in history], "#d55e00", "held out")
-    accuracy.set(title=f"Held-out accuracy: {history[-1].held_out_accuracy:.2%} at the end", ylabel="accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    for axes in (loss, accuracy):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    accuracy.set_title(f"Held-out accuracy: {history[-1].held_out_accuracy:.2%} at the end")
+    accuracy_by_epoch(accuracy)
+    return png(figure)
+
+
+def loss_by_epoch(axes: Axes) -> None:
+    axes.set(ylabel="cross-entropy (nats)", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _by_epoch(axes)
+
+
+def accuracy_by_epoch(axes: Axes) -> None:
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    _by_epoch(axes)
+
+
+def _by_epoch(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
