@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from . import geometry
+
 # A row of the table of tensors: addresses, then numbers. An address that a rule does not use is 0.
 WEIGHT = tl.constexpr(0)
 GRAD = tl.constexpr(1)  # 0 where there is none: the tensor is passed over
@@ -61,7 +63,7 @@ LONG_SLOT = tl.constexpr(2)  # of the first piece
 LONG_COUNT = tl.constexpr(3)  # of pieces
 LONG_FIELDS = tl.constexpr(4)
 
-QUANT = tl.constexpr(256)  # elements of an 8-bit state that share a scale
+QUANT = tl.constexpr(geometry.STATE_BLOCK)
 
 
 class Rule(NamedTuple):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
 
+STATE_BLOCK = 256  # elements of an 8-bit optimizer state that share a scale
+
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)

@@ -9,8 +9,7 @@ import torch
 
 from . import codec
 from .extras import Extras, Similarity
-from .layout import scale_of
-from .rules import Rule
+from .rules import SIGNED, Rule
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -102,10 +101,9 @@ class OneLaunch(torch.optim.Optimizer):
         for name, value in state.items():
             if name == "step" and isinstance(value, torch.Tensor):
                 plain[name] = value.clone() if on_device else value.to("cpu", copy=True)
-            scale = plain.pop(scale_of(name), None)
+            scale = plain.pop(codec.scale_of(name), None)
             if scale is not None:
-                signed = name in ("momentum_buffer", "exp_avg")
-                plain[name] = codec.decode(value, scale, signed)
+                plain[name] = codec.decode(value, scale, name in SIGNED)
         return plain
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import torch
 
-QUANT = 256
+from ..kernels.geometry import STATE_BLOCK as QUANT
+
 PADDING = 4096  # elements that the number of scales is rounded up to: no block of a kernel is larger
+
+
+def scale_of(state: str) -> str:
+    """The name of the scales of an 8-bit state."""
+    return f"{state}_scale"
 
 
 def flat(t: torch.Tensor) -> torch.Tensor:

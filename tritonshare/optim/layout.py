@@ -13,7 +13,7 @@ from .. import launch
 from ..check import ArgumentError, ArgumentTypeError
 from ..launch import Launcher
 from . import codec
-from .rules import Numbers, Rule
+from .rules import SIGNED, Numbers, Rule
 from .walk import Kind, Member, Walk, chunks_of, plan_of, refuse_capture
 
 if TYPE_CHECKING:
@@ -220,13 +220,10 @@ def lay_out(places: Sequence[Place], gradients: Gradients, optimizer: OneLaunch,
             w, g, state = place.weight, of_place[place.index], made[place.parameter]
             if g.stride() != w.stride() and g.numel() > 1:
                 copies[place.index] = torch.empty_like(w, dtype=g.dtype)
-            names = place.rule.states
-            walked.append(
-                Member(
-                    w.numel(), [local(state[name]) for name in names], [state.get(scale_of(name)) for name in names],
-                    counts[place.parameter], place.group, place.stream, _columns(place, kind),
-                )
-            )  # fmt: skip
+            states = [local(state[name]) for name in place.rule.states]
+            scales = [state.get(codec.scale_of(name)) for name in place.rule.states]
+            count, columns = counts[place.parameter], _columns(place, kind)
+            walked.append(Member(w.numel(), states, scales, count, place.group, place.stream, columns))
         walk = Walk(kind, walked, optimizer.extras, blocks)
         parts.append(Part(walk, [p.index for p in of], copies))
     if optimizer.extras.max_norm is not None:
@@ -240,22 +237,17 @@ def lay_out(places: Sequence[Place], gradients: Gradients, optimizer: OneLaunch,
     return Layout(frozenset(p.index for p in places), [p.parameter for p in members], parts, plain, hypers, sums, made)
 
 
-def scale_of(state: str) -> str:
-    """The name of the scales of an 8-bit state."""
-    return f"{state}_scale"
-
-
 def states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
     """A parameter's state as the kernels need it: what is there, in the memory order of the weight, and zeros."""
     p, w = place.parameter, place.weight
     state = dict(optimizer.state.get(p, {}))
     dtype = optimizer.extras.state_dtype or w.dtype
-    for i, name in enumerate(place.rule.states):
-        signed = i == 0
+    for name in place.rule.states:
+        signed = name in SIGNED
         found = state.get(name)
         if found is None:
             if dtype == torch.uint8:
-                state[name], state[scale_of(name)] = codec.zeros(w.detach(), signed)
+                state[name], state[codec.scale_of(name)] = codec.zeros(w.detach(), signed)
             else:
                 state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
             continue
@@ -264,7 +256,7 @@ def states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
             raise place.error(f"has shape {list(p.shape)} on {p.device}, but its state {name!r} {where}")
         if dtype == torch.uint8:
             if found.dtype != torch.uint8:
-                state[name], state[scale_of(name)] = codec.encode(found, w.detach(), signed)
+                state[name], state[codec.scale_of(name)] = codec.encode(found, w.detach(), signed)
         elif found.dtype != dtype or local(found).stride() != w.stride():
             state[name] = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(found)
     return state

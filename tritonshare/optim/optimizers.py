@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from . import rules
@@ -33,8 +35,13 @@ EXTRAS = """
 
 
 def documented(summary: str, source: str):
-    def decorate(cls: type) -> type:
+    """A class decorator: its docstring, and torch's arguments and ours as its signature."""
+
+    def decorate(cls: type[OneLaunch]) -> type[OneLaunch]:
         cls.__doc__ = f"{summary}\n{EXTRAS}\n    Derived from: {source}\n    "
+        ours = inspect.signature(OneLaunch.__init__).parameters.values()
+        theirs = inspect.signature(cls.stepped_by).parameters.values()
+        cls.__signature__ = inspect.Signature([*theirs, *(p for p in ours if p.kind is p.KEYWORD_ONLY)])
         return cls
 
     return decorate

@@ -12,8 +12,9 @@ import torch
 
 from .. import launch, plan
 from ..check import ArgumentError
-from ..kernels.geometry import ceil_div
+from ..kernels.geometry import STATE_BLOCK, ceil_div
 from ..plan import Plan
+from .codec import PADDING
 from .extras import Extras
 from .rules import Rule
 
@@ -25,8 +26,9 @@ def plan_of(state: torch.dtype | None, rule: Rule) -> Plan:
     """Block sizes of `update`; 8-bit states take more elements a thread, for accesses of 16 bytes."""
     own = Plan.of(CHUNK=4096, BLOCK=2048 if state == torch.uint8 and rule.states else 1024, num_stages=1)
     chosen = own.changed(dict(plan.override().plan))
-    if chosen["CHUNK"] % chosen["BLOCK"] or chosen["BLOCK"] % 256:
-        raise ArgumentError(f"using: CHUNK must be a multiple of BLOCK, and BLOCK of 256, but they are {chosen}")
+    if chosen["CHUNK"] % chosen["BLOCK"] or chosen["BLOCK"] % STATE_BLOCK or chosen["BLOCK"] > PADDING:
+        limits = f"BLOCK of {STATE_BLOCK} and at most {PADDING}"
+        raise ArgumentError(f"using: CHUNK must be a multiple of BLOCK, and {limits}, but they are {chosen}")
     return chosen
 
 
