@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ class Choice:
 
     cls: type[optim.SGD] | type[optim.Adam] | type[optim.AdamW]
     lr: float
-    arguments: Mapping[str, float]
+    arguments: Mapping[str, Any]
 
     def __str__(self) -> str:
         return ", ".join([self.cls.__name__, *(f"{name} {value:g}" for name, value in self.arguments.items())])
