@@ -14,7 +14,7 @@ from ..check import ArgumentError, ArgumentTypeError
 from ..launch import Launcher
 from . import codec
 from .rules import SIGNED, Numbers, Rule
-from .walk import Kind, Member, Walk, chunks_of, plan_of, refuse_capture
+from .walk import Kind, Member, Walk, chunks_of, hypers_on, plan_of, refuse_capture
 
 if TYPE_CHECKING:
     from .base import OneLaunch
@@ -228,13 +228,10 @@ def lay_out(places: Sequence[Place], gradients: Gradients, optimizer: OneLaunch,
         parts.append(Part(walk, [p.index for p in of], copies))
     if optimizer.extras.max_norm is not None:
         sums = _give_sums(parts, plain)
-    from ..kernels.adaptive import HYPERS
-
-    groups = len(optimizer.param_groups)
-    hypers = {
-        kind.device: torch.zeros(groups, HYPERS.value, dtype=torch.float64, device=kind.device) for kind in by_kind
-    }
-    return Layout(frozenset(p.index for p in places), [p.parameter for p in members], parts, plain, hypers, sums, made)
+    hypers = {kind.device: hypers_on(kind.device, len(optimizer.param_groups)) for kind in by_kind}
+    states = {p: state for p, state in made.items() if state}  # torch has no entry where it has no state
+    indices = frozenset(place.index for place in places)
+    return Layout(indices, [place.parameter for place in members], parts, plain, hypers, sums, states)
 
 
 def states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:

@@ -206,6 +206,7 @@ class Stepper:
         if old is None or not self._serves(old, kinds):
             before = self._layout.members if self._layout is not None and seen.known else frozenset()
             places = self._places(seen, alongs, of_group, before)
+            self._layout = None  # where the next line raises, the step after begins anew
             old = lay_out(places, seen.gradients, self.optimizer, self.counts)
             self._kinds = kinds
         self._layout, self._seen, self._key = old, seen, key

@@ -82,6 +82,13 @@ def refuse_capture(device: torch.device, what: str) -> None:
         )
 
 
+def hypers_on(device: torch.device, groups: int) -> torch.Tensor:
+    """A table of hyper-parameters, to be filled."""
+    from ..kernels.adaptive import HYPERS
+
+    return torch.zeros(groups, HYPERS.value, dtype=torch.float64, device=device)
+
+
 def chunks_of(numel: int, chunk: int) -> int:
     return max(1, ceil_div(numel, chunk))  # an empty tensor counts its steps, too
 
