@@ -190,7 +190,7 @@ def test_checkpoint_of_torchs_adam_resumes_to_the_same_bits(small, small_run, tm
     """As checkpoints were written before there was a choice."""
     options = Options(data="cifar10", data_dir=small[3], batch_size=16, out=tmp_path)
     run = train.Run(options, data.load("cifar10", small[3]), torch.device("cpu"))
-    run.optimizer = torch.optim.Adam(run.model.parameters(), lr=0.001)
+    run.optimizer = torch.optim.Adam(run.model.parameters(), lr=0.001)  # pyright: ignore[reportAttributeAccessIssue]
     del run.config["optimizer"], run.config["similarity"]
     run.save([train.one_epoch(run, 0, 1)])
     before = contents(tmp_path)
