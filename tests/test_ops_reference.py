@@ -144,6 +144,9 @@ def test_works_without_triton():
         "x = torch.randn(2, 3, 8, 8, requires_grad=True)\n"
         "tritonshare.functional.conv2d_act_pool(x, torch.randn(4, 3, 3, 3)).sum().backward()\n"
         "print(tritonshare.explain(tritonshare.nn.ConvActPool2d(3, 4, 3), x)[0])\n"
+        "p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)\n"
+        "for more in ({}, {'similarity': 'row'}): tritonshare.optim.AdamW([p], **more).step()\n"
+        "tritonshare.functional.adaptive_update_(p.detach(), p.grad, lr=0.1)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "Triton cannot be imported" in done.stdout
