@@ -6,6 +6,7 @@ import torch
 from tests.ops import OPS
 from tritonshare import doctor, gate
 from tritonshare.cli import main
+from tritonshare.optim import verify
 
 
 @pytest.mark.reference
@@ -36,6 +37,7 @@ def test_a_failed_check_shows_and_fails(monkeypatch, capsys, result):
         return result
 
     monkeypatch.setattr(gate, "check", check)
+    monkeypatch.setattr(verify, "check", check)
     assert doctor.check_kernels("cpu") == 1
     printed = capsys.readouterr().out
     assert "pass" not in printed

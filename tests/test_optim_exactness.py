@@ -12,8 +12,10 @@ from tests.guard import Guard, poisoned_allocations
 from tests.ops import assert_same_bits, strided, unaligned
 from tests.sanitizer import Sanitizer
 from tests.test_ops_offsets import only_the_last_program
-from tritonshare import gate, optim, plan
+from tritonshare import optim, plan
 from tritonshare.optim import codec
+from tritonshare.optim.verify import compare, tensors
+from tritonshare.optim.verify import trajectory as train
 
 interpreter, reference = pytest.mark.interpreter, pytest.mark.reference
 SHAPES = ((), (1,), (7,), (0,), (5, 7), (3, 2, 3, 3), (1031,))
@@ -72,12 +74,6 @@ def named(cases):
     ]
 
 
-def tensors(shapes, dtype, seed=0, scale=1.0):
-    """Numbers that the dtype has, so that fp64 begins with the same."""
-    generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(s, generator=generator, dtype=torch.float64) * scale).to(dtype) for s in shapes]
-
-
 @pytest.fixture
 def rounded_bf16():
     """Stores of bf16 round to the nearest, as a GPU's do. The interpreter cuts, which a hundred steps add up."""
@@ -95,24 +91,9 @@ def rounded_bf16():
         yield
 
 
-def train(make, initial, gradients, dtype, *, layout=torch.clone, device="cpu"):
-    """The weights and states after a step with each of `gradients`, by name; `make`: parameters -> optimizer."""
-    parameters = [torch.nn.Parameter(layout(t.to(device, dtype))) for t in initial]
-    optimizer = make(parameters)
-    for of in gradients:
-        for p, g in zip(parameters, of, strict=True):
-            p.grad = layout(g.to(device, dtype))
-        optimizer.step()
-    found = {f"weight {i}": p.detach() for i, p in enumerate(parameters)}
-    for i, state in optimizer.state_dict()["state"].items():
-        found |= {f"{name} {i}": t for name, t in state.items() if isinstance(t, torch.Tensor)}
-    return found
-
-
 def passes(found, truth, yardstick):
     assert found.keys() == truth.keys() == yardstick.keys()
-    compared = [gate.compare(name, t, truth[name], yardstick[name]) for name, t in found.items()]
-    assert [str(c) for c in compared if not c.passed] == []
+    assert [str(c) for c in compare(found, truth, yardstick) if not c.passed] == []
 
 
 def ours(name, options, **more):

@@ -9,11 +9,14 @@ import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from . import gate, launch, plan
-from .op import REGISTRY
+from .op import REGISTRY, Case, Op
+from .optim import verify
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -40,10 +43,10 @@ def main(args: argparse.Namespace) -> int:
     for line in tables_in_use(device) if way.kernels else ["not used: no kernel runs here"]:
         print(f"{'plans':<12} {line}")
     print()
-    for op in REGISTRY.values():
+    for name in (*REGISTRY, "optim"):
         for dtype in DTYPES:
             way = launch.path(torch.empty(1, device=device, dtype=dtype))
-            print(f"{op.name}  {short(dtype):<9} {'kernels' if way.kernels else 'reference':<10} {way.reason}")
+            print(f"{name:<15}  {short(dtype):<9} {'kernels' if way.kernels else 'reference':<10} {way.reason}")
     if args.no_check:
         return 0
     print()
@@ -105,19 +108,32 @@ def self_check(device: torch.device) -> int:
 
 
 def check_kernels(device: torch.device | str) -> int:
-    """Every op's tiny cases through the numeric gate, forward and every gradient; a table, and 1 if one fails."""
+    """Every op's tiny cases through the numeric gate, forward and every gradient, and steps by every rule of the
+    optimizers; a table, and 1 if one fails."""
     where = "in Triton's interpreter" if launch.triton_state()[1] else f"on {device}"
     print(f"self-check of the kernels {where}, against torch in fp64:", flush=True)
     failed = 0
+    for name, what, dtype, check in checks(device):
+        try:
+            problems = [str(c) for c in check() if not c.passed]
+        except Exception as error:  # a compiler or driver that fails is what a doctor is asked about
+            problems = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
+        failed += bool(problems)
+        print(f"  {name:<15}  {what:<13} {short(dtype):<9} {'; '.join(problems) or 'pass'}", flush=True)
+    print(f"{failed} failed" if failed else "all passed")
+    return 1 if failed else 0
+
+
+def check_op(op: Op, case: Case, dtype: torch.dtype, device: torch.device | str) -> list[gate.Comparison]:
+    return gate.check(op, case, gate.make_tensors(case, dtype, device))
+
+
+def checks(device: torch.device | str) -> Iterator[tuple[str, str, torch.dtype, Callable[[], list[gate.Comparison]]]]:
+    """What is checked: op, case, dtype, and the check."""
     for op in REGISTRY.values():
         for case in (case for case in op.cases if "tiny" in case.tags):
             for dtype in DTYPES:
-                try:
-                    comparisons = gate.check(op, case, gate.make_tensors(case, dtype, device))
-                    problems = [str(c) for c in comparisons if not c.passed]
-                except Exception as error:  # a compiler or driver that fails is what a doctor is asked about
-                    problems = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
-                failed += bool(problems)
-                print(f"  {op.name}  {case.name:<12} {short(dtype):<9} {'; '.join(problems) or 'pass'}", flush=True)
-    print(f"{failed} failed" if failed else "all passed")
-    return 1 if failed else 0
+                yield op.name, case.name, dtype, partial(check_op, op, case, dtype, device)
+    for rule in verify.RULES:
+        for dtype in DTYPES:
+            yield "optim", rule, dtype, partial(verify.check, rule, dtype, device)
