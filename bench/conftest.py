@@ -15,10 +15,11 @@ import pytest
 import torch
 import triton
 
+from bench import optim_suite, suite
 from bench import roofs as roofs_
-from bench import suite
 from bench.dry import dry_machine
-from bench.rows import DTYPES, LAYOUTS, PASSES, NotTimed, record
+from bench.models import MODELS
+from bench.rows import DTYPES, LAYOUTS, PASSES, record
 from bench.selection import SelectionError, cases, chosen
 from tritonshare.machine import Machine
 from tritonshare.op import REGISTRY
@@ -29,8 +30,9 @@ WRITE_EVERY = 5.0  # seconds: what a run that is killed may lose
 def pytest_addoption(parser):
     group = parser.getgroup("tritonshare", "tritonshare's benchmarks")
     add = group.addoption
-    add("--op", action="append", help="an op's name (default: all)")
-    add("--case", action="append", help="a case's name (default: all layers and bench cases)")
+    rules = ", ".join(optim_suite.RULES)
+    add("--op", action="append", help=f"an op's name, or of optimizers one of {rules} (default: all)")
+    add("--case", action="append", help="a case's name, or a model's (default: all layers, bench cases and models)")
     add("--dtype", action="append", help=f"one of {', '.join(DTYPES)} (default: all)")
     add("--layout", action="append", help=f"one of {', '.join(LAYOUTS)} (default: all)")
     add("--pass", action="append", dest="passes", help=f"one of {', '.join(PASSES)} (default: all)")
@@ -41,15 +43,29 @@ def pytest_addoption(parser):
     add("--dry", action="store_true", help="launch kernels into nothing: all but the measuring, without a GPU")
 
 
-def selected_rows(config) -> list[suite.Row]:
+def selected_rows(config) -> dict[str, list]:
+    """The rows that the options choose: of ops, and of optimizers."""
     option = config.getoption
-    found = cases(option("op"), option("case"), "layer", "bench")
+    every = dict.fromkeys(case.name for op in REGISTRY.values() for case in op.cases)
+    ops = chosen(option("op"), [*REGISTRY, *optim_suite.RULES], "op")
+    names = chosen(option("case"), [*every, *MODELS], "case")
     dtypes = chosen(option("dtype"), DTYPES, "dtype")
     layouts = chosen(option("layout"), LAYOUTS, "layout")
     passes = chosen(option("passes"), PASSES, "pass")
-    known = dict.fromkeys(name for op in REGISTRY.values() for name in suite.providers(op))
+    known = dict.fromkeys(name for op in REGISTRY.values() for name in suite.providers(op)) | optim_suite.PROVIDERS
     providers = chosen(option("provider"), known, "provider")
-    return [row for row in suite.rows(found, dtypes, layouts, passes) if row.provider in providers]
+
+    found, registered, wanted = [], [op for op in ops if op in REGISTRY], [name for name in names if name in every]
+    if registered and wanted:
+        found = cases(registered, wanted if option("case") else None, "layer", "bench")
+    rules = [op for op in ops if op in optim_suite.RULES]
+    if option("layout") or option("passes"):  # which an optimizer's step has none of
+        rules = []
+    steps = optim_suite.rows([name for name in names if name in MODELS], rules, dtypes)
+    return {
+        "row": [row for row in suite.rows(found, dtypes, layouts, passes) if row.provider in providers],
+        "step": [row for row in steps if row.subject.provider in providers],
+    }
 
 
 def pytest_configure(config):
@@ -70,14 +86,14 @@ def pytest_report_header(config):
 
 
 def pytest_generate_tests(metafunc):
-    if "row" not in metafunc.fixturenames:
-        return
     config = metafunc.config
-    if torch.cuda.is_available() or config.getoption("dry"):
-        metafunc.parametrize("row", config.rows, ids=[row.id for row in config.rows])
-        return
-    reason = f"no GPU: {len(config.rows)} rows are left out (--dry runs them without measuring)"
-    metafunc.parametrize("row", [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="no-gpu")])
+    for name in {*config.rows} & {*metafunc.fixturenames}:
+        rows = config.rows[name]
+        if torch.cuda.is_available() or config.getoption("dry"):
+            metafunc.parametrize(name, rows, ids=[row.id for row in rows])
+        else:
+            reason = f"no GPU: {len(rows)} rows are left out (--dry runs them without measuring)"
+            metafunc.parametrize(name, [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="no-gpu")])
 
 
 @pytest.fixture(scope="session")
@@ -122,8 +138,8 @@ class Results:
     def no_time(self) -> bool:
         return self.deadline is not None and monotonic() > self.deadline
 
-    def add_not_timed(self, row: suite.Row, status: str, why: str) -> None:
-        self.not_timed.append(record(NotTimed(*row.subject.key, status, why)))
+    def add_not_timed(self, row: suite.Row | optim_suite.Row, status: str, why: str) -> None:
+        self.not_timed.append(record(row.subject.not_timed(status, why)))
 
     def pytest_benchmark_update_machine_info(self, config, machine_info):
         for name in ("node", "release"):  # whose machine it was is nobody's business

@@ -27,12 +27,15 @@ from bench.rows import (
     PASSES,
     DeviceRow,
     HostRow,
-    NotTimed,
+    Key,
+    Measured,
     Outcome,
     Results,
     ResultsError,
     Run,
     Stats,
+    StepRow,
+    is_ours,
     load,
 )
 from tritonshare.checkpoint import write_atomically
@@ -52,21 +55,22 @@ def verdict(ratio: Interval) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """A case, and what is known of each provider of one pass, dtype and layout."""
+    """A case, and what is known of each provider of one pass, dtype and layout; or a model, and of an optimizer's
+    rule and dtype."""
 
     case: str
     outcomes: Mapping[str, Outcome]  # by provider
 
-    def row(self, provider: str) -> DeviceRow | None:
+    def row(self, provider: str) -> Any:
         """The measurement, if there is one and the numeric gate let it pass."""
         result = self.outcomes[provider].result if provider in self.outcomes else None
-        return result if isinstance(result, DeviceRow) and result.matches else None
+        return result if isinstance(result, Measured) and result.matches else None
 
     def status(self, provider: str) -> str:
         if provider not in self.outcomes:
             return NOTHING
         result = self.outcomes[provider].result
-        if isinstance(result, NotTimed):
+        if not isinstance(result, Measured):
             return result.status
         if result.error is None:
             return "not judged"
@@ -79,7 +83,7 @@ class Layer:
     def fastest(self, family: str = "") -> str | None:
         """The fastest rival whose name begins so."""
         times = {p: row.device_us.median for p in self.outcomes if p.startswith(family) and (row := self.row(p))}
-        times.pop(OURS, None)
+        times = {provider: time for provider, time in times.items() if not is_ours(provider)}
         return min(times, key=lambda provider: times[provider], default=None)
 
     @property
@@ -120,6 +124,30 @@ class Section:
     @property
     def tally(self) -> Counter[str | None]:
         return Counter(layer.verdict for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """All models of one rule and dtype."""
+
+    rule: str
+    dtype: str
+    layers: Sequence[Layer]
+
+    @property
+    def title(self) -> str:
+        return f"{self.rule}, {self.dtype}"
+
+    def rows(self) -> list[tuple[str, str, Any, Layer]]:
+        """(model, provider, what is known, and the model's layer), as they were run."""
+        return [(of.case, name, outcome.result, of) for of in self.layers for name, outcome in of.outcomes.items()]
+
+
+def steps(outcomes: Mapping[Key, Outcome]) -> list[Steps]:
+    grouped: dict[tuple[str, str], dict[str, dict[str, Outcome]]] = {}
+    for (model, rule, dtype, provider), outcome in outcomes.items():
+        grouped.setdefault((rule, dtype), {}).setdefault(model, {})[provider] = outcome
+    return [Steps(*of, [Layer(*layer) for layer in layers.items()]) for of, layers in grouped.items()]
 
 
 def sections(results: Results) -> list[Section]:
@@ -207,14 +235,14 @@ class Reason:
     rows: int
 
 
-def reasons(found: Sequence[Section]) -> list[Reason]:
+def reasons(found: Sequence[Section | Steps]) -> list[Reason]:
     """Each once: reasons that differ in numbers only are one."""
     grouped: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for section in found:
         for layer in section.layers:
             for provider, (result, _) in layer.outcomes.items():
                 if layer.row(provider) is None:
-                    why = result.why if isinstance(result, NotTimed) else BEYOND
+                    why = BEYOND if isinstance(result, Measured) else result.why
                     alike = re.sub(r"\d+([.,]\d+)*(e[+-]?\d+)?|\bnan\b|\binf\b", "#", why)
                     grouped.setdefault((provider, layer.status(provider), alike), []).append((layer.case, why))
     everywhere = {layer.case for section in found for layer in section.layers}
@@ -235,12 +263,13 @@ def host_groups(times: Mapping[HostRow, tuple[Stats, Run]]) -> dict[tuple[str, s
     return groups
 
 
-def facts(run: Run, outcomes: Mapping[Any, Outcome], host: Mapping[HostRow, tuple[Stats, Run]]) -> dict[str, str]:
+def facts(run: Run, outcomes: Mapping[Key, Outcome], host: Mapping[HostRow, tuple[Stats, Run]]) -> dict[str, str]:
     """What was measured where and when."""
     machine = run.machine
-    shown = sum(outcomes[row.key].result is row for row in run.device)
+    measured = (*run.device, *run.steps)
+    shown = sum(outcomes[row.key].result is row for row in measured)
     shown += sum(host[row][1] is run for row in run.host_times)
-    total = len(run.device) + len(run.host_times)
+    total = len(measured) + len(run.host_times)
     told = {"file": run.file.name, "date": f"{run.date:%Y-%m-%d %H:%M %Z}", "git revision": run.revision}
     if machine:
         clocks = machine.clocks
@@ -258,7 +287,8 @@ def facts(run: Run, outcomes: Mapping[Any, Outcome], host: Mapping[HostRow, tupl
 
 def context(results: Results) -> dict[str, Any]:
     """All that the templates show."""
-    outcomes, host, found = results.outcomes(), results.host_times(), sections(results)
+    host, found, stepped = results.host_times(), sections(results), steps(results.steps())
+    outcomes = results.outcomes() | results.steps()
     newest = next((run for run in reversed(results.runs) if run.machine), None)
     evidence: dict[tuple[str, ...], list[Any]] = {}
     for source in results.evidence:
@@ -266,6 +296,7 @@ def context(results: Results) -> dict[str, Any]:
             evidence.setdefault((row.arch, row.dtype, row.layout, source.triton, source.torch), []).append(row)
     return {
         "sections": found,
+        "steps": stepped,
         "grid": grid(found),
         "tally": sum((section.tally for section in found), Counter()),
         "runs": [facts(run, outcomes, host) for run in results.runs],
@@ -273,10 +304,11 @@ def context(results: Results) -> dict[str, Any]:
         "roofs": newest.machine.roofs if newest and newest.machine else {},
         "dry": any(run.dry for run in results.runs),
         "rooflines": rooflines(found, results.runs),
-        "reasons": reasons(found),
+        "reasons": reasons(found) + reasons(stepped),
         "host": host_groups(host),
         "evidence": evidence,
         "measured": any(isinstance(outcome.result, DeviceRow) for outcome in outcomes.values()),
+        "steps_measured": any(isinstance(outcome.result, StepRow) for outcome in outcomes.values()),
     }
 
 

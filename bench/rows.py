@@ -1,8 +1,8 @@
 """Files of results: what a row is, how it is written, read and checked. Nothing else knows a field's name.
 
-Two kinds of files are read. Results are pytest-benchmark's JSON whose rows carry a `DeviceRow` or a `HostRow` as
-`extra_info`, a `Host` as `machine_info`, with a `Machine` where a GPU was timed, and `NotTimed` rows as `not_timed`.
-Offline evidence is what `bench.codegen --json` writes.
+Two kinds of files are read. Results are pytest-benchmark's JSON whose rows carry a `DeviceRow`, a `StepRow` or a
+`HostRow` as `extra_info`, a `Host` as `machine_info`, with a `Machine` where a GPU was timed, and `NotTimed` and
+`StepNotTimed` rows as `not_timed`. Offline evidence is what `bench.codegen --json` writes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PASSES = {
     "both": "training and backward",
 }
 STATUSES = ("failed", "unavailable", "no time")
-OURS = "ours"
+OURS = "ours"  # variants of ours are "ours, ..."
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -37,6 +37,10 @@ Key = tuple[str, ...]
 
 class ResultsError(ValueError):
     """A file of results is missing, damaged, incomplete, or does not belong with the others."""
+
+
+def is_ours(provider: str) -> bool:
+    return provider.split(",")[0] == OURS
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,49 @@ class Subject:
         return (self.op, self.case, self.dtype, self.layout, self.pass_, self.provider)
 
 
+    def not_timed(self, status: str, why: str) -> NotTimed:
+        return NotTimed(*self.key, status, why)
+
+
 @dataclass(frozen=True)
-class DeviceRow(Subject):
-    """A measurement on a GPU."""
+class StepSubject:
+    """What of an optimizer is timed: a provider's step of a model's parameters by a rule.
+
+    dtype: of parameters and gradients.
+    """
+
+    model: str
+    rule: str
+    dtype: str
+    provider: str
+
+    def __post_init__(self):
+        _check_choice("dtype", self.dtype, DTYPES)
+
+    @property
+    def key(self) -> Key:
+        return (self.model, self.rule, self.dtype, self.provider)
+
+    def not_timed(self, status: str, why: str) -> StepNotTimed:
+        return StepNotTimed(*self.key, status, why)
+
+
+class Measured:
+    """A measurement on a GPU, judged by the numeric gate."""
+
+    device_us: Interval
+    error: float | None
+    bound: float | None
+
+    @property
+    def matches(self) -> bool:
+        """Whether the numeric gate lets it pass; a NaN does not."""
+        return self.error is None or self.bound is None or self.error <= self.bound
+
+
+@dataclass(frozen=True)
+class DeviceRow(Measured, Subject):
+    """A measurement of an op."""
 
     device_us: Interval
     call_us: Interval  # what a user waits, host included
@@ -77,16 +121,39 @@ class DeviceRow(Subject):
     plan: str | None = None
     clock: str = "device"
 
-    @property
-    def matches(self) -> bool:
-        """Whether the numeric gate lets it pass; a NaN does not."""
-        return self.error is None or self.bound is None or self.error <= self.bound
+
+@dataclass(frozen=True)
+class StepRow(Measured, StepSubject):
+    """A measurement of an optimizer's step."""
+
+    device_us: Interval
+    wall_us: Interval  # from the call until it is done
+    host_us: Interval  # of that, until the call returns
+    first_call_s: float
+    launches: int | None  # None where they could not be counted
+    state_bytes: float
+    peak_bytes: float  # of temporary memory
+    bytes: float  # the least that the step must move, with the states that this provider keeps,
+    floor_us: float  # and the time of a copy that moves as many, at the roof measured in the same run
+    error: float | None  # of the weights, as in DeviceRow
+    bound: float | None
+    clock: str = "step"
 
 
 @dataclass(frozen=True)
 class NotTimed(Subject):
     """A measurement that was not taken, and why."""
 
+    status: str
+    why: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_choice("status", self.status, STATUSES)
+
+
+@dataclass(frozen=True)
+class StepNotTimed(StepSubject):
     status: str
     why: str
 
@@ -166,7 +233,8 @@ class Run:
     host: Host
     machine: Machine | None  # None where only host rows were measured
     device: tuple[DeviceRow, ...]
-    not_timed: tuple[NotTimed, ...]
+    steps: tuple[StepRow, ...]
+    not_timed: tuple[NotTimed | StepNotTimed, ...]
     host_times: Mapping[HostRow, Stats]
 
     @property
@@ -214,7 +282,7 @@ class Evidence:
 class Outcome(NamedTuple):
     """What is known of a subject, and from which run."""
 
-    result: DeviceRow | NotTimed
+    result: DeviceRow | StepRow | NotTimed | StepNotTimed
     run: Run
 
 
@@ -226,15 +294,24 @@ class Results:
     evidence: tuple[Evidence, ...]
 
     def outcomes(self) -> dict[Key, Outcome]:
-        """The newest result of each subject. No measurement and no failure gives way to one that was not tried."""
+        """The newest result of each op's subject."""
+        return self._newest(Subject)
+
+    def steps(self) -> dict[Key, Outcome]:
+        """The newest result of each optimizer's."""
+        return self._newest(StepSubject)
+
+    def _newest(self, kind: type) -> dict[Key, Outcome]:
+        """No measurement and no failure gives way to one that was not tried."""
         found: dict[Key, Outcome] = {}
         for run in self.runs:
-            found |= {row.key: Outcome(row, run) for row in run.device}
+            found |= {row.key: Outcome(row, run) for row in (*run.device, *run.steps) if isinstance(row, kind)}
             for row in run.not_timed:
-                known = found[row.key].result if row.key in found else row
-                tried = isinstance(known, DeviceRow) or known.status == "failed"
-                if row.status == "failed" or not tried:
-                    found[row.key] = Outcome(row, run)
+                if isinstance(row, kind):
+                    known = found[row.key].result if row.key in found else row
+                    tried = isinstance(known, Measured) or known.status == "failed"
+                    if row.status == "failed" or not tried:
+                        found[row.key] = Outcome(row, run)
         return found
 
     def host_times(self) -> dict[HostRow, tuple[Stats, Run]]:
@@ -340,7 +417,7 @@ def _parse(path: Path) -> Any:
 
 
 def _run(data: dict[str, Any], path: Path) -> Run:
-    device, host_times = [], {}
+    device, steps, host_times = [], [], {}
     for i, entry in enumerate(data["benchmarks"]):
         where = f"{path}, row {i + 1}"
         if not isinstance(entry, dict):
@@ -350,6 +427,8 @@ def _run(data: dict[str, Any], path: Path) -> Run:
         clock = extra.get("clock") if isinstance(extra, dict) else None
         if clock == DeviceRow.clock:
             device.append(read(DeviceRow, extra, where))
+        elif clock == StepRow.clock:
+            steps.append(read(StepRow, extra, where))
         elif clock == HostRow.clock:
             host_times[read(HostRow, extra, where)] = read(Stats, entry.get("stats"), f"{where}, stats")
         else:
@@ -357,19 +436,23 @@ def _run(data: dict[str, Any], path: Path) -> Run:
     not_timed = data.get("not_timed", [])
     if not isinstance(not_timed, list):
         raise ResultsError(f"{path}: not_timed is not a list")
-    not_timed = [read(NotTimed, row, f"{path}, not_timed {i + 1}") for i, row in enumerate(not_timed)]
+    not_timed = [
+        read(StepNotTimed if isinstance(row, dict) and "model" in row else NotTimed, row, f"{path}, not_timed {i + 1}")
+        for i, row in enumerate(not_timed)
+    ]
 
     info, where = data.get("machine_info"), f"{path}, machine_info"
     host, machine = read(Host, info, where), None
     date, commit = data.get("datetime"), data.get("commit_info")
     revision = commit.get("id") if isinstance(commit, dict) else None
-    if device or not_timed or "gpu" in typing.cast(dict, info):
+    if device or steps or not_timed or "gpu" in typing.cast(dict, info):
         machine = read(Machine, info, where)
         date, revision = machine.date, machine.revision
         for row in device:
             if row.dtype not in machine.roofs:
                 raise ResultsError(f"{where}: roofs.{row.dtype} is missing")
-    return Run(path, _date(date, path), revision, host, machine, tuple(device), tuple(not_timed), host_times)
+    measured = tuple(device), tuple(steps), tuple(not_timed)
+    return Run(path, _date(date, path), revision, host, machine, *measured, host_times)
 
 
 def _date(text: Any, path: Path) -> datetime:

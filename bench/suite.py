@@ -18,7 +18,7 @@ import torch._functorch.config
 
 from bench.launches import NUMBERS, call, case_tensors, in_layout, needs, numbers
 from bench.roofs import Roofs
-from bench.rows import OURS, DeviceRow, Subject
+from bench.rows import OURS, DeviceRow, Subject, is_ours
 from tritonshare import gate
 from tritonshare.machine import Call, Interval, Machine
 from tritonshare.op import Case, Cost, Op, Rival, Unavailable, explaining
@@ -208,8 +208,8 @@ def failures_told(provider: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise Failed("out of memory") from error
-    except RuntimeError as error:
-        if provider == OURS:
+    except Exception as error:
+        if is_ours(provider) or isinstance(error, (Unavailable, Failed)):
             raise
         raise Failed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
 
@@ -232,6 +232,14 @@ WAITS = 30
 TimeRounds = Callable[[Call, int, int], Sequence[float]]  # (replay, its calls, rounds) -> seconds a call, by round
 
 
+def device_time(machine: Machine, calls: Sequence[Call], time_rounds: TimeRounds) -> Interval:
+    """Seconds of a call; the calls have run before."""
+    once = Interval.of(machine.time(machine.capture(calls), 3)).median
+    times = machine.times(once)
+    rounds = 3 if machine.dry else min(max(10, round(ROW_SECONDS / (once * times))), 100)
+    return Interval.of(time_rounds(machine.capture(calls, times), times * len(calls), rounds))
+
+
 def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -> DeviceRow:
     """A row's figures, device time by `time_rounds`. Raises Unavailable or Failed."""
     setting, pass_ = row.setting, row.pass_
@@ -245,11 +253,8 @@ def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -
             calls = [ready.passes(pass_, tensors) for tensors in ready.copies]
             for one in calls:
                 one()
-            once = Interval.of(machine.time(machine.capture(calls), 3)).median
-            times = machine.times(once)
-            rounds = 3 if machine.dry else min(max(10, round(ROW_SECONDS / (once * times))), 100)
-            device = Interval.of(time_rounds(machine.capture(calls, times), times * len(calls), rounds))
-            waits = Interval.of([waited(machine, calls[i % len(calls)]) for i in range(WAITS)])
+            device = device_time(machine, calls, time_rounds)
+            waits = Interval.of([waited(machine, calls[i % len(calls)])[1] for i in range(WAITS)])
             peak = machine.peak_bytes(calls[0])
             saved = ready.saved_bytes() if pass_ in ("training", "both") else None
     cost = least(setting, pass_)
@@ -269,10 +274,11 @@ def measure(machine: Machine, roofs: Roofs, row: Row, time_rounds: TimeRounds) -
     )
 
 
-def waited(machine: Machine, one: Call) -> float:
-    """Seconds from a call until its results are there."""
+def waited(machine: Machine, one: Call) -> tuple[float, float]:
+    """Seconds from a call until it returns, and until its results are there."""
     machine.synchronize()
     start = perf_counter()
     one()
+    returned = perf_counter()
     machine.synchronize()
-    return perf_counter() - start
+    return returned - start, perf_counter() - start

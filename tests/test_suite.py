@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from bench import suite
+from bench.clock import Share
 from bench.dry import dry_machine
 from bench.roofs import H200
 from bench.rows import DTYPES, LAYOUTS, PASSES, load
 from bench.selection import SelectionError, cases, chosen
-from bench.test_suite import Share
 from tests.ops import OPS, case_of, ops
 from tritonshare.machine import Interval
 from tritonshare.op import REGISTRY, Rival, Unavailable

@@ -137,6 +137,23 @@ class Machine:
         del result
         return peak
 
+    def launches(self, call: Call) -> int | None:
+        """How often a call launches something on the device, copies and fills included; None where it is not told."""
+        from torch.profiler import ProfilerActivity, profile
+
+        self.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            call()
+            self.synchronize()
+        on_device = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        return sum(not event.is_user_annotation for event in on_device) or None
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that tensors may take now."""
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)[0]
+
     @cached_property
     def gpu(self) -> str:
         return torch.cuda.get_device_properties(self.device).name
