@@ -14,8 +14,8 @@
 set -u
 
 # Each step's share, in percent. A step has its share of the time that is left, so what one spares is for the next ones.
-STEPS=(facts tests memcheck racecheck tune suite report)
-declare -A SHARE=([facts]=4 [tests]=25 [memcheck]=5 [racecheck]=4 [tune]=8 [suite]=51 [report]=3)
+STEPS=(facts tests memcheck racecheck tune optim suite report)
+declare -A SHARE=([facts]=4 [tests]=25 [memcheck]=5 [racecheck]=4 [tune]=8 [optim]=12 [suite]=39 [report]=3)
 LEAST=5    # seconds: with less, a step is not begun
 GRACE=20   # seconds that a step has to end once it is told to
 
@@ -140,7 +140,10 @@ step() {
         [ -z "$interrupted" ] || outcome=interrupted
     fi
     tell "$name" "$outcome" "$((SECONDS - begin))" "$output"
-    case $outcome:$name in ok:* | "out of time:tune" | "out of time:suite" | "left out:tune" | "left out:suite") ;; *) failed=1 ;; esac
+    case $name in
+        tune | optim | suite) [[ $outcome =~ ^(ok|out of time|left out)$ ]] ;;
+        *) [ "$outcome" = ok ] ;;
+    esac || failed=1
 }
 
 tell() {
@@ -204,18 +207,32 @@ tune() {
     cp "$plans" "$scratch/lib/tritonshare/plans/$arch.json" 2>/dev/null # which the benchmarks measure with
 }
 
-suite() {
-    local seconds=$((step_deadline - SECONDS - GRACE)) few=() name
-    if [ -n "$dry" ]; then
-        few=(--dry --dtype bf16 --pass both --provider ours --provider eager)
-        for name in "${layers[@]}"; do few+=(--case "${name#* }"); done
-    fi
-    try "$python" -m pytest bench --results "$out/suite.json" --revision "$revision" -q -rfE "${few[@]}" \
+# benchmarks RESULTS OPTION...: rows, for as long as the step has time.
+benchmarks() {
+    local seconds=$((step_deadline - SECONDS - GRACE)) results=$1
+    try "$python" -m pytest "${@:2}" --results "$out/$results" --revision "$revision" -q -rfE ${dry:+--dry} \
         --minutes "$(awk -v seconds=$((seconds > 0 ? seconds : 0)) 'BEGIN { print seconds / 60 }')"
 }
 
+optim() {
+    local few=()
+    [ -z "$dry" ] || few=(--op AdamW --case nature_dqn --dtype fp32 --provider ours --provider fused)
+    benchmarks optim.json bench/test_optim.py "${few[@]}"
+}
+
+suite() {
+    local few=() name
+    if [ -n "$dry" ]; then
+        few=(--dtype bf16 --pass both --provider ours --provider eager)
+        for name in "${layers[@]}"; do few+=(--case "${name#* }"); done
+    fi
+    benchmarks suite.json bench/test_suite.py bench/test_host.py "${few[@]}"
+}
+
 report() {
-    try "$python" -m bench.report "$out/suite.json" -o "$out/report.html" --markdown "$out/report.md"
+    local results=() name
+    for name in optim suite; do [ ! -e "$out/$name.json" ] || results+=("$out/$name.json"); done
+    try "$python" -m bench.report "${results[@]}" -o "$out/report.html" --markdown "$out/report.md"
 }
 
 # The day.
@@ -231,6 +248,7 @@ step tests tests.xml
 step memcheck memcheck.log
 step racecheck racecheck.log
 step tune "${plans##*/}"
+step optim optim.json
 step suite suite.json
 step report 'report.html, report.md'
 

@@ -16,7 +16,7 @@ from bench.rows import load
 
 pytestmark = pytest.mark.stub
 ROOT = Path(__file__).parents[1]
-STEPS = ("facts", "tests", "memcheck", "racecheck", "tune", "suite", "report")
+STEPS = ("facts", "tests", "memcheck", "racecheck", "tune", "optim", "suite", "report")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,9 @@ def test_a_dry_day_leaves_what_a_day_leaves(start, checkout, tmp_path):
     assert run.dry
     assert run.revision == "abc"
     assert {row.provider for row in run.device} == {"ours", "eager"}
+    assert run.host_times
+    (run,) = load([out / "optim.json"]).runs
+    assert {row.provider for row in run.steps} == {"ours", "fused"}
     assert run.host_times
     (plans,) = out.glob("plans-*.json")
     assert json.loads(plans.read_text())["dry"] is True
