@@ -164,10 +164,6 @@ def check_place(place: Place, g: torch.Tensor, optimizer: OneLaunch, plain: str 
         raise place.error(f"has shape {list(w.shape)} on {w.device}, but its gradient {list(g.shape)} on {g.device}")
     elif g.is_complex() != w.is_complex() or g.dtype not in (*launch.KERNEL_DTYPES, w.dtype):
         raise place.error(f"has a gradient of dtype {g.dtype}, but is {w.dtype}", ArgumentTypeError)
-    else:
-        for t, name in ((w, "memory"), (g, "gradient")):
-            if t.numel() and t.untyped_storage().nbytes() == 0:
-                raise place.error(f"has a {name} that was freed")
     if plain and of.state_dtype is not None:
         raise place.error(f"{plain}: state_dtype={of.state_dtype} is not supported there")
     if plain and of.stochastic_rounding and w.dtype == torch.bfloat16:

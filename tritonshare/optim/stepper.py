@@ -187,7 +187,7 @@ class Stepper:
             if g is not None and isinstance(of.similarity, (int, float)):
                 found[i], alongs[i] = self._constant("similarity", of.similarity, torch.float32, w.device), "tensor"
             elif g is not None:
-                found[i] = similarity.resolve(of.similarity, p, f"step: parameter {self.first + i}")
+                found[i] = similarity.resolve(of.similarity, p, self._name(i))
                 alongs[i] = similarity.along_of(found[i], w)
         return found, alongs
 
@@ -200,6 +200,7 @@ class Stepper:
         if old is not None and seen.same and alongs == self._kinds.alongs:
             self._seen = seen
             return old
+        self._refuse_freed(seen)
         stay = old is not None and seen.weights_are_where(self._seen)
         weights = self._kinds.weights if stay else kinds_of(seen.weights)
         kinds = Kinds(weights, kinds_of(seen.gradients), alongs, seen.aligned)
@@ -211,6 +212,17 @@ class Stepper:
             self._kinds = kinds
         self._layout, self._seen, self._key = old, seen, key
         return old
+
+    def _refuse_freed(self, seen: Seen) -> None:
+        """Raise where a weight or gradient has no memory: its address is 0, or its offset from there."""
+        if seen.pointers and min(seen.pointers) < 2**32:
+            for name, tensors in (("memory", seen.weights), ("gradient", seen.gradients)):
+                for i, t in enumerate(tensors):
+                    if t is not None and t.numel() and not t.untyped_storage().nbytes():
+                        raise ArgumentError(f"{self._name(i)} has a {name} that was freed")
+
+    def _name(self, i: int) -> str:
+        return f"{type(self.optimizer).__name__}: parameter {self.first + i}"
 
     def _serves(self, layout: Layout, kinds: Kinds) -> bool:
         """Whether tensors of these kinds can go where the layout's went. That a gradient is missing is no matter."""
@@ -231,9 +243,8 @@ class Stepper:
         places = []
         for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
             if g is not None or i in before:
-                name = f"{type(self.optimizer).__name__}: parameter {self.first + i}"
                 along = alongs[i] if alongs else None
-                places.append(Place(name, i, self.first + i, groups[i], p, w, of_group[groups[i]], along))
+                places.append(Place(self._name(i), i, self.first + i, groups[i], p, w, of_group[groups[i]], along))
         return places
 
     def _send(
