@@ -1,12 +1,13 @@
 """Offline evidence: what every kernel of every layer compiles to, its plan, its work and a modelled floor. No GPU.
 
-    python -m bench.codegen                              every layer and pass, bf16, channels_last, sm_90
+    python -m bench.codegen                              layers and passes, bf16, channels_last; optimizers; sm_90
     python -m bench.codegen --case vgg1_2 --dtype fp32 --arch sm_100
+    python -m bench.codegen --op AdamW
     python -m bench.codegen --json evidence.json
     python -m bench.codegen --record                     what the tests hold later compilations against
 
-The record is of one version of Triton (bench/results/offline); the codegen lane fails where a kernel of a layer spills
-more than recorded, or has lost matrix instructions or wide accesses.
+The record is of one version of Triton (bench/results/offline); the codegen lane fails where a kernel of a layer, or of
+an optimizer's step (bench/steps.py), spills more than recorded, or has lost matrix instructions or wide accesses.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,18 @@ from packaging.version import Version
 from bench.launches import NUMBERS, RecordedLaunch, numbers, record_call
 from bench.roofs import H200
 from bench.sass import Code, inspect
-from bench.selection import SelectionError, cases
+from bench.selection import SelectionError, cases_and_steps
+from bench.steps import CLASSES, STEPS, Step
 from tritonshare import plan
 from tritonshare.op import Case, Op
 
 COLUMNS = {
-    "case": "<20", "kernel": "<23", "registers": ">4", "spill": ">5", "shared": ">7", "matrix": ">6", "async": ">5",
+    "op": "<15", "case": "<38", "dtype": "<5",
+    "kernel": "<23", "registers": ">4", "spill": ">5", "shared": ">7", "matrix": ">6", "async": ">5",
     "wide": ">5", "narrow": ">6", "shuffles": ">5", "instructions": ">6", "MB": ">8", "GFLOP": ">8", "floor_us": ">8",
 }  # fmt: skip
 HEADINGS = {"registers": "regs", "shuffles": "shfl", "instructions": "instr"}
+KEY = ("op", "case", "dtype", "kernel")
 RECORDED = {"dtype": "bf16", "arch": "sm_90", "layout": "channels_last"}
 
 
@@ -49,6 +55,18 @@ def evidence(op: Op, case: Case, dtype: str, arch: str, layout: str) -> Iterator
         if pass_ is not None:
             cost = costs[pass_]
             row |= {"bytes": cost.bytes, "flops": cost.flops, "floor_us": H200.floor(cost, dtype)}
+        yield row
+
+
+def step_evidence(step: Step, arch: str) -> Iterator[dict[str, Any]]:
+    """A row for each launch of an optimizer's step."""
+    launches, cost = step.launches(arch)
+    for launch in launches:
+        row = {"op": step.rule, "case": step.case, "pass": None, "dtype": step.dtype, "arch": arch}
+        row |= {"layout": "contiguous", **compiled(launch, inspect(launch.compile(arch)))}
+        if launch.kernel == "update":
+            floor = {"bytes": cost.bytes, "flops": cost.flops, "floor_us": H200.floor(cost, step.dtype)}
+            row |= {"pass": "step", **floor}
         yield row
 
 
@@ -87,6 +105,23 @@ def regressions(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
     return problems
 
 
+@cache
+def _recorded(file: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    return {tuple(row[name] for name in KEY): row for row in json.loads(file.read_text())["rows"]}
+
+
+def against_record(found: dict[str, Any]) -> list[str]:
+    """What is wrong with a launch's row: it has another plan than recorded, or has lost something; a change for the
+    better, or of plan, is recorded anew."""
+    advice = "run python -m bench.codegen --record, once with each Triton, and look at what changed"
+    recorded = _recorded(record_file()).get(tuple(found[name] for name in KEY))
+    if recorded is None:
+        return [f"is not recorded: {advice}"]
+    if found["plan"] != recorded["plan"]:
+        return [f"has another plan than recorded: {advice}"]
+    return regressions(found, recorded)
+
+
 def line(row: dict[str, Any]) -> str:
     """A row of the table; a row of headings where the cells are strings."""
     cells = row
@@ -98,29 +133,33 @@ def line(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.codegen", description=__doc__.split("\n")[0])
-    parser.add_argument("--op", action="append", help="an op's name (default: all)")
-    parser.add_argument("--case", action="append", help="a case's name (default: all layers)")
+    parser.add_argument("--op", action="append", help=f"an op's name, or one of {', '.join(CLASSES)} (default: all)")
+    parser.add_argument("--case", action="append", help="a case's name (default: all layers and steps)")
     parser.add_argument("--arch", default=RECORDED["arch"], choices=tuple(plan.DEVICES))
-    parser.add_argument("--dtype", default=RECORDED["dtype"], choices=tuple(NUMBERS))
+    parser.add_argument("--dtype", choices=tuple(NUMBERS), help="(default: bf16; of steps every one that is recorded)")
     parser.add_argument("--contiguous", action="store_true", help="NCHW tensors instead of channels_last ones")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     parser.add_argument("--record", action="store_true", help="write every layer's rows to bench/results/offline")
     args = parser.parse_args(argv)
-    way = {"dtype": args.dtype, "arch": args.arch, "layout": "contiguous" if args.contiguous else "channels_last"}
-    if args.record and (args.op or args.case or way != RECORDED):
+    dtype = args.dtype or RECORDED["dtype"]
+    way = {"dtype": dtype, "arch": args.arch, "layout": "contiguous" if args.contiguous else "channels_last"}
+    if args.record and (args.op or args.case or args.dtype or way != RECORDED):
         parser.error("--record takes every layer, in bf16, channels_last, for sm_90: leave the other options out")
+    known = dict.fromkeys(step.case for step in STEPS)
     try:
-        selected = cases(args.op, args.case, "layer")
+        selected, rules, names = cases_and_steps(args.op, args.case, CLASSES, known, "layer")
     except SelectionError as error:
         print(f"bench.codegen: {error}", file=sys.stderr)
         return 2
 
     print(line({name: HEADINGS.get(name, name) for name in COLUMNS}))
+    steps = [s for s in STEPS if s.rule in rules and s.case in names and args.dtype in (None, s.dtype)]
+    of_layers = (row for op, case in selected for row in evidence(op, case, **way))
+    of_steps = (row for step in steps for row in step_evidence(step, args.arch))
     rows = []
-    for op, case in selected:
-        for row in evidence(op, case, **way):
-            rows.append(row)
-            print(line(row), flush=True)
+    for row in chain(of_layers, of_steps):
+        rows.append(row)
+        print(line(row), flush=True)
     print("\nfloor_us is MODELLED, not measured: the larger of the bytes' and the products' time at the rates of an")
     print(f"{H200.name} (bench/roofs.py). Counts are static: an instruction in a loop counts once.")
     for path in (args.json, record_file() if args.record else None):

@@ -20,7 +20,7 @@ from bench import roofs as roofs_
 from bench.dry import dry_machine
 from bench.models import MODELS
 from bench.rows import DTYPES, LAYOUTS, PASSES, record
-from bench.selection import SelectionError, cases, chosen
+from bench.selection import SelectionError, cases_and_steps, chosen
 from tritonshare.machine import Machine
 from tritonshare.op import REGISTRY
 
@@ -46,22 +46,16 @@ def pytest_addoption(parser):
 def selected_rows(config) -> dict[str, list]:
     """The rows that the options choose: of ops, and of optimizers."""
     option = config.getoption
-    every = dict.fromkeys(case.name for op in REGISTRY.values() for case in op.cases)
-    ops = chosen(option("op"), [*REGISTRY, *optim_suite.RULES], "op")
-    names = chosen(option("case"), [*every, *MODELS], "case")
+    named = option("op"), option("case")
+    found, rules, models = cases_and_steps(*named, optim_suite.RULES, MODELS, "layer", "bench")
     dtypes = chosen(option("dtype"), DTYPES, "dtype")
     layouts = chosen(option("layout"), LAYOUTS, "layout")
     passes = chosen(option("passes"), PASSES, "pass")
     known = dict.fromkeys(name for op in REGISTRY.values() for name in suite.providers(op)) | optim_suite.PROVIDERS
     providers = chosen(option("provider"), known, "provider")
-
-    found, registered, wanted = [], [op for op in ops if op in REGISTRY], [name for name in names if name in every]
-    if registered and wanted:
-        found = cases(registered, wanted if option("case") else None, "layer", "bench")
-    rules = [op for op in ops if op in optim_suite.RULES]
     if option("layout") or option("passes"):  # which an optimizer's step has none of
         rules = []
-    steps = optim_suite.rows([name for name in names if name in MODELS], rules, dtypes)
+    steps = optim_suite.rows(models, rules, dtypes)
     return {
         "row": [row for row in suite.rows(found, dtypes, layouts, passes) if row.provider in providers],
         "step": [row for row in steps if row.subject.provider in providers],

@@ -286,7 +286,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, *, counts: bool) -> int:
     for state in optimizer.state.values():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and (counts or name != "step"):
-                storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+                storages[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
     return sum(storages.values())
 
 

@@ -2,8 +2,6 @@
 accesses, no shuffles in the pooling, and nothing lost against the record. Layers, plans and launches come from the
 registry."""
 
-import json
-
 import pytest
 import torch
 
@@ -46,18 +44,8 @@ def test_compiles_well(op, case, dtype, arch, layout):
         if arch == "sm_90" and layout == "channels_last":
             check_accesses(launch, code, told)
         if "layer" in case.tags and (dtype, arch, layout) == tuple(codegen.RECORDED.values()):
-            check_record(op, case, launch, code)
-
-
-def check_record(op, case, launch, code):
-    """The kernel has the recorded plan and has lost nothing; a change for the better, or of plan, is recorded anew."""
-    found, key = codegen.compiled(launch, code), (op.name, case.name, launch.kernel)
-    record = json.loads(codegen.record_file().read_text())
-    rows = {(row["op"], row["case"], row["kernel"]): row for row in record["rows"]}
-    advice = "run python -m bench.codegen --record, once with each Triton, and look at what changed"
-    assert key in rows, f"{key} is not recorded: {advice}"
-    assert found["plan"] == rows[key]["plan"], f"{key} has another plan than recorded: {advice}"
-    assert codegen.regressions(found, rows[key]) == [], key
+            row = {"op": op.name, "case": case.name, "dtype": dtype, **codegen.compiled(launch, code)}
+            assert codegen.against_record(row) == [], told
 
 
 def test_a_loss_against_the_record_is_told():
