@@ -6,7 +6,8 @@ Math     g = sign * dL/dw / scale * clip, plus decay * w unless weight decay is 
          Adam   m += (1 - beta1) * (g - m);  v = beta2 * v + (1 - beta2) * g^2;  v_max = max(v_max, v) for amsgrad
                 w -= lr / (1 - beta1^t) * s * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
          s is a similarity: a number per tensor, row, column or element, or none. The built-in one is
-         (1 + cos(sign * dL/dw, m)) / 2 of gradient and momentum, by tensor or row; 1 where one of them is zero
+         (1 + cos(sign * dL/dw, m)) / 2 of gradient and momentum, by tensor or row; 1 where one of them is zero, and
+         of tensors of one axis, which have no rows
 Tiles    a program owns a chunk of one tensor, and walks it BLOCK elements at a time. What it works on (addresses,
          sizes, hyper-parameters) it reads from tables in device memory: one launch for tensors of any number and size
 Traffic  per element: weight, gradient and states read, weight and states written: SGD 12 bytes in fp32, momentum 20,

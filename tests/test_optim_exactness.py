@@ -513,7 +513,7 @@ def test_nothing_beside_the_tensors_is_touched(name, options, state_dtype):
         reached = [guard.tensor for guard in guards]
         reached += [t for state in optimizer.state.values() for t in state.values() if t.dim()]
         reached += [flat for flat, _, _ in optimizer._stepper.counts._allocated]
-        reached += [walk.similarities for walk in walks if similarity]
+        reached += [walk.similarities for walk in walks if walk.kind.along != "none"]
         with Sanitizer(order=7, extra=reached) as sanitizer:
             optimizer.step()
     memory.check()

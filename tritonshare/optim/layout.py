@@ -287,7 +287,7 @@ def _kind(place: Place, g: torch.Tensor, state: Mapping[str, Any], optimizer: On
     aligned = not any(a % 16 for a in addresses)
     rows = rows_of(w) if optimizer.extras.built_in == "row" else 1
     along = place.along or "none"
-    if optimizer.extras.built_in:
+    if optimizer.extras.built_in == "tensor" or (optimizer.extras.built_in and w.dim() > 1):
         along = "row" if rows > 1 else "tensor"
     whole = rows == 1 or w.numel() // rows % 16 == 0
     return Kind(

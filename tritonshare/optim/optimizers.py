@@ -17,8 +17,9 @@ EXTRAS = """
 
     Args beyond torch's:
         similarity: scales each update (w -= lr * similarity * direction): "tensor" or "row" for (1 + cos) / 2 of a
-            gradient and its momentum, per parameter or per row (axis 0); a number; a tensor that broadcasts against
-            every parameter; or a function of a parameter that returns one of these or None, called at every step.
+            gradient and its momentum, per parameter or per row (axis 0; parameters of one axis are not scaled then); a
+            number; a tensor that broadcasts against every parameter; or a function of a parameter that returns one of
+            these or None, called at every step.
         state_dtype: of momenta: torch.float32, torch.bfloat16, or torch.uint8 for 8 bits in blocks of 256 with a scale
             each. Default: the parameter's. Kernels only.
         stochastic_rounding: bfloat16 parameters are rounded at random, so that small updates are not lost. Kernels

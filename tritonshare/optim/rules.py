@@ -103,10 +103,12 @@ def gradient(w: torch.Tensor, g: torch.Tensor, n: Numbers) -> torch.Tensor:
     return g.add(w, alpha=n["decay"]) if n["decay"] and not n["decoupled"] else g
 
 
-def cosine(g: torch.Tensor, m: torch.Tensor, along: str) -> torch.Tensor:
+def cosine(g: torch.Tensor, m: torch.Tensor, along: str) -> torch.Tensor | None:
     """(1 + cos(g, m)) / 2 of a whole tensor, or of each of its rows (axis 0), to be broadcast: in fp64, and 1 where the
-    cosine is not defined."""
-    rows = (g.shape[0], -1) if along == "row" and g.dim() > 1 and g.numel() else (1, g.numel())
+    cosine is not defined. What has one axis has no rows, and is not scaled."""
+    if along == "row" and g.dim() < 2:
+        return None
+    rows = (g.shape[0], -1) if along == "row" and g.numel() else (1, g.numel())
     a, b = (t.reshape(rows).double() for t in (g, m))
     size = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     found = (a * b).sum(1) / size

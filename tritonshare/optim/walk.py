@@ -122,7 +122,7 @@ class Walk:
         self._addresses: list[Sequence[int]] = [(), (), ()]
         self._sent = torch.empty_like(self._table, device=kind.device)
 
-        self._pieces = self._measure(fields, sizes) if extras.built_in and kind.rule.states else None
+        self._pieces = self._measure(fields, sizes) if extras.built_in and kind.along != "none" else None
 
     def _set(self, field: Any, values: Any) -> None:
         self._table[:, getattr(field, "value", field)] = torch.as_tensor(np.asarray(values, dtype=np.int64))
