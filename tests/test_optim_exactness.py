@@ -487,8 +487,13 @@ def test_alignment_is_of_each_tensor():
         optimizer.step()
         aligned = {i: part.walk.kind.aligned for part in optimizer._stepper._layout.parts for i in part.indices}
         assert aligned == {i: not off for i, off in enumerate(there)}
-    assert (p == -5).all()
-    assert (q == -5).all()
+    for one, other in ((p, q), (q, p)):  # only one has a gradient, and that is not aligned
+        one.grad, other.grad = unaligned(torch.ones(9)), None
+        optimizer.step()
+        parts = optimizer._stepper._layout.parts
+        assert not next(part for part in parts if (0 if one is p else 1) in part.indices).walk.kind.aligned
+    assert (p == -6).all()
+    assert (q == -6).all()
 
 
 @interpreter

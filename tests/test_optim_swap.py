@@ -246,6 +246,17 @@ def test_sparse_gradients_as_torch_takes_them():
 
     expected = embedded(lambda p: torch.optim.SGD(p, lr=0.1))
     torch.testing.assert_close(embedded(lambda p: optim.SGD(p, lr=0.1)), expected)
+    both = []
+    for make in (optim.SGD, torch.optim.SGD):  # beside dense ones
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Embedding(6, 3, sparse=True), torch.nn.Linear(3, 2))
+        optimizer = make(network.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            network(torch.tensor([1, 4])).square().sum().backward()
+            optimizer.step()
+        both.append([p.detach() for p in network.parameters()])
+    torch.testing.assert_close(*both)
     with pytest.raises(RuntimeError, match="does not support sparse gradients, please consider SparseAdam instead"):
         embedded(lambda p: optim.Adam(p))
 

@@ -44,6 +44,13 @@ def kinds_of(tensors: Gradients) -> list[Any]:
         return [None if t is None else (t.dtype, t.device, t.layout == torch.strided and t.stride()) for t in tensors]
 
 
+def addresses(gradients: Tensors) -> list[int]:
+    try:
+        return list(map(address, gradients))
+    except RuntimeError:  # a sparse one has none
+        return [g.data_ptr() if g.layout == torch.strided else NOWHERE for g in gradients]
+
+
 def pointer_of(t: torch.Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
@@ -51,8 +58,7 @@ def pointer_of(t: torch.Tensor | None) -> int:
 class Seen:
     """What a step sees of its parameters, and whether it is what the step before saw.
 
-    weights, gradients: what this process holds of them; no gradient is held beyond its step. pointers: where they lie,
-    None where a gradient is sparse.
+    weights, gradients: what this process holds of them; no gradient is held beyond its step. pointers: where they lie.
     known: the parameters are the same; same: and their gradients are the same tensors, where they were.
     """
 
@@ -65,12 +71,9 @@ class Seen:
         self.weights: Tensors = list(map(local, parameters)) if self.distributed else parameters
         self.gradients: Gradients = list(map(local, gradients)) if self.distributed else gradients
         self.whole = all(map(there, gradients))
-        try:
-            self.pointers = [*map(address, self.weights), *map(address, filter(there, self.gradients))]
-        except RuntimeError:
-            self.pointers = None
+        self.pointers = [*map(address, self.weights), *addresses(list(filter(there, self.gradients)))]
         self.same = False
-        if self.known and self.whole and self.pointers is not None and self.pointers == before.pointers:
+        if self.known and self.whole and self.pointers == before.pointers:
             self.pointers = before.pointers
             self.same = all(map(is_, gradients, [ref() for ref in before.refs]))
         self.refs = before.refs if self.same else [ref(g) for g in gradients] if self.whole else []
@@ -82,18 +85,17 @@ class Seen:
     @property
     def aligned(self) -> bool | list[bool]:
         """Which weights and gradients lie at multiples of 16 bytes, or that all do."""
-        if self.pointers is None or reduce(or_, self.pointers, 0) % 16 == 0:
-            return self.pointers is not None
-        return [pointer % 16 == 0 for pointer in self.pointers]
+        if reduce(or_, self.pointers, 0) % 16 == 0:
+            return True
+        return [pointer % 16 == 0 for pointer in chain(*self.addresses())]
 
     def weights_are_where(self, other: Seen) -> bool:
         """Whether all weights lie where they were."""
         count = len(self.parameters)
-        both = self.pointers is not None and other.pointers is not None
-        return both and self.pointers[:count] == other.pointers[:count]
+        return self.pointers[:count] == other.pointers[:count]
 
     def addresses(self) -> tuple[list[int], list[int]]:
-        """Those of weights and gradients, 0 where there is no gradient. Not for sparse ones."""
+        """Those of weights and gradients, 0 where there is no gradient."""
         count = len(self.parameters)
         weights, gradients = self.pointers[:count], self.pointers[count:]
         if 0 in gradients:
@@ -215,10 +217,11 @@ class Stepper:
 
     def _refuse_freed(self, seen: Seen) -> None:
         """Raise where a weight or gradient has no memory: its address is 0, or its offset from there."""
-        if seen.pointers and min(seen.pointers) < 2**32:
+        if min(seen.pointers, default=NOWHERE) < 2**32:
             for name, tensors in (("memory", seen.weights), ("gradient", seen.gradients)):
                 for i, t in enumerate(tensors):
-                    if t is not None and t.numel() and not t.untyped_storage().nbytes():
+                    held = t is None or t.layout != torch.strided or not t.numel() or t.untyped_storage().nbytes()
+                    if not held:
                         raise ArgumentError(f"{self._name(i)} has a {name} that was freed")
 
     def _name(self, i: int) -> str:
@@ -254,9 +257,10 @@ class Stepper:
         if layout.parts and (layout.sent is not seen.pointers or similarities):
             weights, gradients = seen.addresses()
             for part in layout.parts:
+                along = part.walk.kind.along
                 part.similarities = [
-                    None if s is None else similarity.laid_out(s, seen.weights[i], part.walk.kind.along)
-                    for i, s in ((i, similarities[i]) for i in part.indices if similarities)
+                    None if similarities[i] is None else similarity.laid_out(similarities[i], seen.weights[i], along)
+                    for i in (part.indices if similarities else ())
                 ]
                 of = [gradients[i] for i in part.indices]
                 for k, i in enumerate(part.indices if part.copies else ()):
