@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bench.models import MODELS, numel
 from bench.optim_suite import DTYPES, PROVIDERS, RULES, Provider, Ready, Row
 from bench.roofs import H200
 from bench.rows import StepRow, StepSubject, is_ours, load
+from bench.selection import SelectionError, cases_and_steps
 from bench.suite import Failed
 from tests import synthetic_results as synthetic
 from tritonshare.machine import Interval
@@ -70,6 +72,20 @@ def test_every_model_and_rule_meets_every_provider_and_little_time_buys_adamw():
     quick = [row.subject.rule for row in rows if row.provider.patience == 0]
     assert list(dict.fromkeys(quick)) == list(RULES)
     assert quick == sorted(quick, key=list(RULES).index)
+
+
+def test_names_choose_ops_and_optimizers():
+    def found(ops=None, names=None):
+        of, rules, steps = cases_and_steps(ops, names, RULES, MODELS, "layer")
+        return bool(of), rules, steps
+
+    assert found() == (True, list(RULES), list(MODELS))
+    assert found(ops=["AdamW"])[:2] == (False, ["AdamW"])
+    assert found(ops=["conv2d_act_pool"])[:2] == (True, [])
+    assert found(names=["resnet18"]) == (False, list(RULES), ["resnet18"])
+    assert found(names=["lenet5_conv2"]) == (True, list(RULES), [])
+    with pytest.raises(SelectionError, match=r"^unknown op 'Lion'; known are .*AdamW"):
+        found(ops=["Lion"])
 
 
 # Figures.
@@ -278,3 +294,13 @@ def test_without_ours_there_is_nothing_to_compare(tmp_path):
 def test_a_failure_replaces_the_measurement_and_is_told(tmp_path):
     _, text, _ = reported(tmp_path, step_row("fused", 15.0))
     assert "| fused | failed | 1 | a sentence | all |" in text
+
+
+def test_evidence_of_several_ops_names_them(tmp_path):
+    document = synthetic.evidence_document(random.Random(0), ["k"])
+    document["rows"] = [{**row, "op": op} for op in ("one", "another") for row in document["rows"]]
+    (tmp_path / "evidence.json").write_text(json.dumps(document))
+    out = tmp_path / "report.html", tmp_path / "report.md"
+    assert report.main([str(tmp_path / "evidence.json"), "-o", str(out[0]), "--markdown", str(out[1])]) == 0
+    assert "| another, k | forward |" in out[1].read_text()
+    assert '<th scope="row">another, k</th>' in out[0].read_text()
