@@ -107,16 +107,30 @@ class OneLaunch(torch.optim.Optimizer):
         return plain
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, from a state_dict of this class or of torch's; states come to have `state_dtype`."""
-        super().load_state_dict(state_dict)
-        if self.extras.state_dtype is not None:  # torch's gave them the weight's
-            saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-            own = [p for group in self.param_groups for p in group["params"]]
-            for i, p in zip(saved, own, strict=True):
-                for name, value in state_dict["state"].get(i, {}).items():
-                    if isinstance(value, torch.Tensor) and name != "step":
-                        self.state[p][name] = value.to(p.device, torch.float32)
+        """As torch's, from a state_dict of this class or of torch's; states come to have `state_dtype`. They are
+        copied: torch's own would step those of `state_dict`."""
+        found: dict[str, Any] = {}
+        taken = self.register_load_state_dict_pre_hook(lambda _, final: found.update(final))  # what others made of it
+        copied = self.register_load_state_dict_post_hook(lambda _: self._own_states(found), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            taken.remove()
+            copied.remove()
         self.forget_tables()
+
+    def _own_states(self, source: dict[str, Any]) -> None:
+        """Copy what is still a tensor of `source`; with a `state_dtype`, for which torch gave the weight's, all."""
+        saved = [i for group in source["param_groups"] for i in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(saved, own, strict=True):
+            for name, value in source["state"].get(i, {}).items():
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if self.extras.state_dtype is not None and name != "step":
+                    self.state[p][name] = value.to(p.device, torch.float32, copy=True)
+                elif self.state[p][name] is value:
+                    self.state[p][name] = value.clone()
 
     def forget_tables(self) -> None:
         """Look at parameters and states anew in the next step."""
