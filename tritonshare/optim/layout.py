@@ -164,6 +164,16 @@ def check_place(place: Place, g: torch.Tensor, optimizer: OneLaunch, plain: str 
         raise place.error(f"has shape {list(w.shape)} on {w.device}, but its gradient {list(g.shape)} on {g.device}")
     elif g.is_complex() != w.is_complex() or g.dtype not in (*launch.KERNEL_DTYPES, w.dtype):
         raise place.error(f"has a gradient of dtype {g.dtype}, but is {w.dtype}", ArgumentTypeError)
+    elif plain and place.rule.counts and g.dtype != w.dtype:  # torch's Adam would find out halfway
+        raise place.error(f"has a gradient of dtype {g.dtype}, but is {w.dtype} and {plain}", ArgumentTypeError)
+    if any(n > 1 and step == 0 for n, step in zip(w.shape, w.stride(), strict=True)):
+        raise place.error("is expanded: several of its elements share memory, so clone it")
+    for name in place.rule.states:
+        found = optimizer.state.get(place.parameter, {}).get(name)
+        if found is not None and (found.shape != place.parameter.shape or found.device != w.device):
+            where = f"{list(found.shape)} on {found.device}"
+            shape = list(place.parameter.shape)
+            raise place.error(f"has shape {shape} on {w.device}, but its state {name!r} {where}")
     if plain and of.state_dtype is not None:
         raise place.error(f"{plain}: state_dtype={of.state_dtype} is not supported there")
     if plain and of.stochastic_rounding and w.dtype == torch.bfloat16:
@@ -197,6 +207,7 @@ def lay_out(places: Sequence[Place], gradients: Gradients, optimizer: OneLaunch,
         check_place(place, g, optimizer, reason)
         if reason is not None:
             plain.append(place)
+            made[place.parameter] = plain_states_of(place, optimizer)
         else:
             refuse_capture(place.weight.device, "parameters or the kinds of their gradients")
             members.append(place)
@@ -244,15 +255,21 @@ def states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
             else:
                 state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
             continue
-        if found.shape != p.shape or found.device != p.device:
-            where = f"{list(found.shape)} on {found.device}"
-            raise place.error(f"has shape {list(p.shape)} on {p.device}, but its state {name!r} {where}")
         if dtype == torch.uint8:
             if found.dtype != torch.uint8:
                 state[name], state[codec.scale_of(name)] = codec.encode(found, w.detach(), signed)
         elif found.dtype != dtype or local(found).stride() != w.stride():
             state[name] = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(found)
     return state
+
+
+def plain_states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
+    """The state of a parameter that torch steps, where its dtype was another: torch would stop halfway."""
+    state = optimizer.state.get(place.parameter, {})
+    found = {name: state[name] for name in place.rule.states if state.get(name) is not None}
+    if all(t.dtype == place.weight.dtype for t in found.values()):
+        return {}
+    return {**state, **{name: t.to(place.weight.dtype) for name, t in found.items()}}
 
 
 def _count(places: Sequence[Place], optimizer: OneLaunch, counts: Counts, made: dict[torch.Tensor, Any]) -> None:
