@@ -140,6 +140,45 @@ def test_fsdp(answers, rule, similarity):
         torch.testing.assert_close(found, expected)
 
 
+def _checkpointed(rank, rule):
+    """Every step by another optimizer, into which a checkpoint of the one before was loaded."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    whole = StateDictOptions(full_state_dict=True)
+    optimizer = made(rule, model.parameters())
+    for step in range(STEPS):
+        model(batch(step).chunk(2)[rank]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()  # torch loads only where there are no gradients
+        saved = get_optimizer_state_dict(model, optimizer, options=whole)
+        optimizer = made(rule, model.parameters())
+        set_optimizer_state_dict(model, optimizer, saved, options=whole)
+    return [p.full_tensor().detach() for p in model.parameters()], saved["state"]
+
+
+@pytest.mark.parametrize("rule", TWO)
+def test_distributed_checkpoints(answers, rule):
+    """As torch.distributed.checkpoint writes and loads them, by the names of parameters."""
+    model = network()
+    optimizer = made(rule, model.parameters())
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        model(batch(step)).square().mean().backward()
+        optimizer.step()
+    for weights, states in of_job(answers, _checkpointed, rule):
+        for found, (name, p) in zip(weights, model.named_parameters(), strict=True):
+            torch.testing.assert_close(found, p.detach())
+            torch.testing.assert_close(states[name], dict(optimizer.state[p]))
+
+
 def _sharded(rank, options, placement):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -176,6 +215,7 @@ def test_what_needs_whole_tensors_is_refused(answers, options, placement, words)
 JOBS = [
     *((_ddp, rule, views) for rule in TWO for views in (False, True)),
     *((_fsdp, rule, similarity) for rule in TWO for similarity in (None, "row")),
+    *((_checkpointed, rule) for rule in TWO),
     *((_sharded, {}, placement) for placement in PLACEMENTS),
     *((_sharded, options, placement) for options, placement, _ in REFUSED),
 ]
