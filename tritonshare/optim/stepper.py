@@ -143,7 +143,7 @@ class Stepper:
             self.optimizer.state.update(layout.states)
             layout.states = {}
         if layout.plain:
-            self._step_plain(layout.plain, seen, numbers, similarities)
+            self._step_plain(layout.plain, seen, numbers, similarities, scale, skip)
         self.counts.spread()
         clip = self._clip(layout, scale)
         keep = "untouched" if scale is None else "unscaled"
@@ -313,11 +313,22 @@ class Stepper:
         return out
 
     def _step_plain(
-        self, places: Sequence[Place], seen: Seen, numbers: list[Numbers], similarities: list[torch.Tensor | None]
+        self,
+        places: Sequence[Place],
+        seen: Seen,
+        numbers: list[Numbers],
+        similarities: list[torch.Tensor | None],
+        scale: torch.Tensor | None,
+        skip: torch.Tensor | None,
     ) -> None:
         """Step in plain torch: by torch's own optimizer, unless more is asked for than it can do."""
+        if skip is not None and skip.item():
+            return
         optimizer, of = self.optimizer, self.optimizer.extras
         places = [place for place in places if seen.gradients[place.index] is not None]
+        if scale is not None:
+            for place in places:
+                seen.gradients[place.index].div_(_to(scale, place.weight.device))
         if not of.beyond_torch:
             step_by_torch(optimizer, places)
             return
@@ -351,8 +362,10 @@ class Stepper:
 
 
 def step_by_torch(optimizer: OneLaunch, places: Sequence[Place]) -> None:
-    """torch's own step, of these parameters alone; without the hooks, which run around ours."""
+    """torch's own step, of these parameters alone; without the hooks, which run around ours, and without GradScaler's
+    numbers, which have been heeded."""
     kept = [group["params"] for group in optimizer.param_groups]
+    scaling = {name: vars(optimizer).pop(name) for name in ("grad_scale", "found_inf") if name in vars(optimizer)}
     step = inspect.unwrap(optimizer.stepped_by.step)
     try:
         for i, group in enumerate(optimizer.param_groups):
@@ -362,6 +375,7 @@ def step_by_torch(optimizer: OneLaunch, places: Sequence[Place]) -> None:
     finally:
         for group, params in zip(optimizer.param_groups, kept, strict=True):
             group["params"] = params
+        vars(optimizer).update(scaling)
 
 
 def _to(number: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
