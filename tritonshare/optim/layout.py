@@ -117,12 +117,20 @@ class Counts:
 
 def local(t: torch.Tensor | None) -> torch.Tensor | None:
     """The part of a distributed tensor that this process holds; any other tensor itself."""
-    return t.to_local() if hasattr(t, "to_local") else t
+    if not hasattr(t, "to_local"):
+        return t
+    t = t.to_local()
+    return t.wait() if hasattr(t, "wait") else t  # for a collective that makes it
 
 
 def is_dense(t: torch.Tensor) -> bool:
     """Whether the elements fill their memory without a gap or an overlap: then torch keeps the strides of a copy."""
     return torch.empty_like(t, device="meta").stride() == t.stride()
+
+
+def has_memory(t: torch.Tensor) -> bool:
+    """Whether a tensor's numbers are where its address says, and not in other tensors that it stands for."""
+    return type(t).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
 def rows_of(weight: torch.Tensor) -> int | None:
@@ -145,6 +153,8 @@ def why_plain(place: Place, g: torch.Tensor, optimizer: OneLaunch) -> str | None
         return "is updated by plain torch (betas are tensors)"
     if g.layout != torch.strided:
         return f"is updated by plain torch (its gradient is {g.layout})"
+    if not (has_memory(w) and has_memory(g)):
+        return "is updated by plain torch (it or its gradient is a tensor that wraps others)"
     if not is_dense(w):
         return "is updated by plain torch (its elements do not fill their memory)"
     rows = rows_of(w)
