@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from tests.ops import assert_same_bits
-from tritonshare import optim
+from tritonshare import launch, optim
 from tritonshare.optim.verify import RULES
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
@@ -212,7 +212,33 @@ def test_what_needs_whole_tensors_is_refused(answers, options, placement, words)
         assert "\n" not in sentence
 
 
+def _gathered(rank):
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    p = torch.nn.Parameter(distribute_tensor(torch.ones(2, 4), mesh, [Replicate()]))
+    kernels_alone = {"state_dtype": torch.float32} if launch.path(p).kernels else {}
+    optimizer = optim.AdamW([p], lr=0.5, **kernels_alone)
+    with torch.no_grad():
+        shards = distribute_tensor(torch.arange(8.0).view(2, 4) - 1, mesh, [Shard(0)])
+        p.grad = shards.redistribute(placements=[Replicate()], async_op=True)
+        assert isinstance(p.grad.to_local(), AsyncCollectiveTensor)
+    optimizer.step()
+    return p.full_tensor().detach()
+
+
+def test_a_gradient_that_is_still_under_way(answers):
+    p = torch.nn.Parameter(torch.ones(2, 4))
+    p.grad = torch.arange(8.0).view(2, 4) - 1
+    optim.AdamW([p], lr=0.5).step()
+    for found in of_job(answers, _gathered):
+        torch.testing.assert_close(found, p.detach())
+
+
 JOBS = [
+    (_gathered,),
     *((_ddp, rule, views) for rule in TWO for views in (False, True)),
     *((_fsdp, rule, similarity) for rule in TWO for similarity in (None, "row")),
     *((_checkpointed, rule) for rule in TWO),
