@@ -151,7 +151,7 @@ def providers(rule: str) -> dict[str, Provider]:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(suite.Named):
     subject: StepSubject
 
     @property
@@ -165,14 +165,6 @@ class Row:
     @property
     def dtype(self) -> torch.dtype:
         return NUMBERS[self.subject.dtype][0]
-
-    @property
-    def group(self) -> str:
-        return " ".join(self.subject.key[:-1])
-
-    @property
-    def id(self) -> str:
-        return "-".join(name.replace(" ", "_") for name in self.subject.key)
 
 
 def rows(models: Sequence[str], rules: Sequence[str], dtypes: Sequence[str]) -> list[Row]:

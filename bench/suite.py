@@ -56,16 +56,8 @@ class Setting:
     layout: str
 
 
-@dataclass(frozen=True)
-class Row:
-    setting: Setting
-    pass_: str
-    provider: str
-
-    @property
-    def subject(self) -> Subject:
-        setting = self.setting
-        return Subject(setting.op.name, setting.case.name, setting.dtype, setting.layout, self.pass_, self.provider)
+class Named:
+    """What is told by its `subject`: as a group of benchmarks, whose providers differ, and as a test."""
 
     @property
     def group(self) -> str:
@@ -74,6 +66,18 @@ class Row:
     @property
     def id(self) -> str:
         return "-".join(name.replace(" ", "_") for name in self.subject.key)
+
+
+@dataclass(frozen=True)
+class Row(Named):
+    setting: Setting
+    pass_: str
+    provider: str
+
+    @property
+    def subject(self) -> Subject:
+        setting = self.setting
+        return Subject(setting.op.name, setting.case.name, setting.dtype, setting.layout, self.pass_, self.provider)
 
 
 def rows(

@@ -12,9 +12,10 @@ Tiles    a program owns a chunk of one tensor, and walks it BLOCK elements at a 
          sizes, hyper-parameters) it reads from tables in device memory: one launch for tensors of any number and size
 Traffic  per element: weight, gradient and states read, weight and states written: SGD 12 bytes in fp32, momentum 20,
          Adam 28; bf16 weight and gradient with fp32 states 22, with 8-bit states 10.1. The built-in similarity reads
-         gradient and momentum a first time, 8 bytes, so near to the second that the L2 cache has them then; clipping
-         reads the gradient, 4. A table's row of 112 bytes per chunk
-Work     some 15 operations per element, with stochastic rounding 100 more: memory bound
+         gradient and momentum a first time, 8 bytes, near enough to the second for an L2 cache to have them then
+         [model]; clipping reads the gradient, 4. A table's row of 112 bytes per chunk
+Work     some 15 operations per element: memory bound [model]. With stochastic rounding some 100 more, and 8-bit states
+         take several divisions and roots each: these may not be
 Rounding all arithmetic in fp32, with IEEE division and square root; bias corrections in fp64; one rounding on the way
          out, stochastic where asked for; 8-bit states in blocks with a scale of their own (`encode`)
 Order    elements are independent and every program owns its own: no atomics, the same bits whatever stands beside a

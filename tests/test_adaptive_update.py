@@ -13,13 +13,13 @@ from tritonshare.ops.adaptive_update import CONTRACT
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
 
-SHAPES = [(), (1,), (0,), (7,), (5, 7), (3, 2, 3, 3), (1024,), (2, 1500)]
+SHAPES = [(), (1,), (0,), (0, 4), (7,), (5, 7), (3, 2, 3, 3), (1024,), (2, 1500)]
 SIMILARITIES = {
     "none": lambda w: None,
     "number": lambda w: -0.5,
     "0-d": lambda w: torch.tensor(0.25),
     "row": lambda w: torch.linspace(0, 1, w.shape[0]).view(-1, *[1] * (w.dim() - 1)) if w.dim() else 2.0,
-    "column": lambda w: torch.linspace(0, 1, w[:1].numel()).view(w.shape[1:]) if w.dim() > 1 else 1.5,
+    "column": lambda w: torch.linspace(0, 1, w.shape[1:].numel()).view(w.shape[1:]) if w.dim() > 1 else 1.5,
     "element": lambda w: torch.linspace(-1, 1, w.numel()).view(w.shape),
     "axis": lambda w: torch.rand(1, *w.shape[1:2], *[1] * (w.dim() - 2)) if w.dim() > 1 else None,
     "function": lambda w: lambda weight: weight.abs(),

@@ -12,6 +12,7 @@ import torch
 from .. import launch
 from ..check import ArgumentError, ArgumentTypeError
 from ..launch import Launcher
+from ..ops.adaptive_update.memory import is_dense, rows_of
 from . import codec
 from .rules import SIGNED, Numbers, Rule
 from .walk import Kind, Member, Walk, chunks_of, hypers_on, plan_of, refuse_capture
@@ -123,22 +124,9 @@ def local(t: torch.Tensor | None) -> torch.Tensor | None:
     return t.wait() if hasattr(t, "wait") else t  # for a collective that makes it
 
 
-def is_dense(t: torch.Tensor) -> bool:
-    """Whether the elements fill their memory without a gap or an overlap: then torch keeps the strides of a copy."""
-    return torch.empty_like(t, device="meta").stride() == t.stride()
-
-
 def has_memory(t: torch.Tensor) -> bool:
     """Whether a tensor's numbers are where its address says, and not in other tensors that it stands for."""
     return type(t).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
-
-
-def rows_of(weight: torch.Tensor) -> int | None:
-    """How many rows (axis 0) lie one after the other in memory; None where rows lie otherwise."""
-    if weight.dim() < 2 or not weight.numel():
-        return 1
-    rows = weight.shape[0]
-    return rows if weight.stride(0) * rows == weight.numel() else None
 
 
 def why_plain(place: Place, g: torch.Tensor, optimizer: OneLaunch) -> str | None:
@@ -157,9 +145,8 @@ def why_plain(place: Place, g: torch.Tensor, optimizer: OneLaunch) -> str | None
         return "is updated by plain torch (it or its gradient is a tensor that wraps others)"
     if not is_dense(w):
         return "is updated by plain torch (its elements do not fill their memory)"
-    rows = rows_of(w)
-    if optimizer.extras.built_in == "row" and (rows is None or (rows > 1 and w.numel() // rows >= 2**30)):
-        return "is updated by plain torch (its rows do not lie one after the other, or have 2^30 elements)"
+    if optimizer.extras.built_in == "row" and rows_of(w) is None:
+        return "is updated by plain torch (its rows do not lie one after the other, or are of 2^30 elements)"
     return None
 
 

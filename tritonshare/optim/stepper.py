@@ -305,10 +305,10 @@ class Stepper:
             part.walk.square_sums(part.sums)
         device = layout.sums.device
         out = torch.empty(2, device=device)
-        clip = launch.Launcher(adaptive.clip_factor, {}, CLIP, device) if layout.clip is None else layout.clip
-        layout.clip = clip
+        if layout.clip is None:
+            layout.clip = launch.Launcher(adaptive.clip_factor, {}, CLIP, device)
         max_norm = self._constant("max_norm", self.optimizer.extras.max_norm, torch.float64, device)
-        clip(1, layout.sums, out, _to(scale, device), max_norm, len(layout.sums))
+        layout.clip(1, layout.sums, out, _to(scale, device), max_norm, len(layout.sums))
         self.optimizer.grad_norm = out[1]
         return out
 

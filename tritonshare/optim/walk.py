@@ -32,7 +32,9 @@ def plan_of(state: torch.dtype | None, rule: Rule) -> Plan:
     return chosen
 
 
-PIECES = Plan.of(BLOCK=256, num_warps=1, num_stages=1)  # rows are short: a warp each keeps 16-byte accesses
+PIECES = Plan.of(
+    BLOCK=256, num_warps=1, num_stages=1
+)  # with more warps, fewer bytes at a time
 CLIP = Plan.of(BLOCK=1024, num_stages=1)
 
 

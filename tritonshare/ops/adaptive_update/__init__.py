@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from ... import launch, plan
-from ...check import Arguments, ArgumentTypeError, Clause, check, floating, relation, same_device, tensor
+from ...check import Arguments, Clause, check, flag, floating, relation, same_device, tensor
 from ...kernels.geometry import ceil_div
 from ...op import LIBRARY
 from ...plan import Plan
+from .memory import is_dense
 from .similarity import along_of, laid_out, resolve
 
 NAME = "adaptive_update_"
@@ -67,12 +68,7 @@ CONTRACT = (
         "lr", _rate, lambda a: {"lr": float("inf")}, lambda a: {"lr": "0.1"}, lambda a: {"lr": a["weight"].new_ones(2)}
     ),
     _number("weight_decay"),
-    Clause(
-        "maximize",
-        lambda a: None if isinstance(a["maximize"], bool) else f"must be True or False, but is {a['maximize']!r}",
-        (lambda a: {"maximize": "yes"},),
-        ArgumentTypeError,
-    ),
+    flag("maximize"),
     relation("weight", _leaf, lambda a: {"weight": a["weight"].detach().clone().requires_grad_()}),
 )
 
@@ -105,8 +101,7 @@ def _update(
     weight_decay: float,
 ) -> None:
     """weight -= lr * rate * similarity * (grad + weight_decay * weight), in place."""
-    dense = torch.empty_like(weight, device="meta").stride() == weight.stride()
-    if not (launch.path(weight).kernels and grad.dtype in launch.KERNEL_DTYPES and dense):
+    if not (launch.path(weight).kernels and grad.dtype in launch.KERNEL_DTYPES and is_dense(weight)):
         reference_(weight, grad, similarity, rate, lr, weight_decay)
         return
     if not weight.numel():
@@ -118,8 +113,7 @@ def _update(
     rows = weight.shape[0] if along in ("row", "column") else 1
     if rate is not None:
         rate = rate.to(weight.device, torch.float32)
-    dtypes = weight.dtype, grad.dtype, weight.device, along, plan.override().plan
-    launcher = _launcher(*dtypes)
+    launcher = _launcher(weight.dtype, grad.dtype, weight.device, along, plan.override().plan)
     numel = weight.numel()
     launcher(ceil_div(numel, launcher.plan["BLOCK"]), weight, grad, scale, numel, numel // rows, lr, weight_decay, rate)
 

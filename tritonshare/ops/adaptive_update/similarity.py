@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ...check import ArgumentError, ArgumentTypeError
+from .memory import rows_of
 
 Number = float | torch.Tensor
 Similarity = Number | Callable[[torch.Tensor], Number | None] | None
@@ -44,8 +45,7 @@ def along_of(s: torch.Tensor | None, weight: torch.Tensor) -> str:
     if s.numel() == 1:
         return "tensor"
     shape = (1,) * (weight.dim() - s.dim()) + tuple(s.shape)
-    by_rows = weight.dim() > 1 and weight.stride(0) * weight.shape[0] == weight.numel()  # axis 0 is the outermost
-    if by_rows and weight.numel() // weight.shape[0] < 2**30:  # see similarity_of in kernels/adaptive.py
+    if weight.dim() > 1 and rows_of(weight) is not None:
         if shape[0] == weight.shape[0] and all(n == 1 for n in shape[1:]):
             return "row"
         if shape[0] == 1:
