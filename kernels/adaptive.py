@@ -121,7 +121,7 @@ def adam_scalars(hyper_ptr, steps):
     own = hyper_ptr + RULE
     beta1, beta2 = tl.load(own), tl.load(own + 1)
     rate = tl.load(hyper_ptr + LR) / bias_correction(tl.load(own + 3), steps)
-    root = tl.sqrt(bias_correction(tl.load(own + 4), steps))
+    root = 1.0 / tl.sqrt(bias_correction(tl.load(own + 4), steps))
     return single(rate), single(1.0 - beta1), single(beta2), single(1.0 - beta2), single(tl.load(own + 2)), single(root)
 
 
@@ -129,7 +129,7 @@ def adam_scalars(hyper_ptr, steps):
 def adam(w, g, states, rate, scalars):
     m = states[0] + scalars[1] * (g - states[0])
     v = scalars[2] * states[1] + scalars[3] * (g * g)
-    size = tl.div_rn(tl.sqrt_rn(v), scalars[5]) + scalars[4]
+    size = tl.sqrt_rn(v) * scalars[5] + scalars[4]
     return w - rate * tl.div_rn(m, size), (m, v)
 
 
@@ -138,8 +138,8 @@ def amsgrad(w, g, states, rate, scalars):
     m = states[0] + scalars[1] * (g - states[0])
     v = scalars[2] * states[1] + scalars[3] * (g * g)
     largest = tl.where((v > states[2]) | (v != v), v, states[2])  # torch.maximum: a NaN of either wins
-    size = tl.div_rn(tl.sqrt_rn(largest), scalars[5]) + scalars[4]
-    return w - rate * tl.div_rn(m, size), (m, v, largest)
+    size = tl.sqrt_rn(largest) * scalars[5] + scalars[4]
+    return w - tl.div_rn(rate * m, size), (m, v, largest)  # `rate` outside, as in `adam`, spills registers
 
 
 ADAM = ("beta1", "beta2", "eps", "log_beta1", "log_beta2")
@@ -173,8 +173,9 @@ def encode(x, SIGNED: tl.constexpr):
     # magnitudes in the order of their bits: a NaN is the largest
     bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
     scale = bits.to(tl.float32, bitcast=True)
-    ratio = tl.where(scale[:, None] > 0.0, tl.div_rn(tl.abs(x), scale[:, None]), 0.0)
-    ratio = tl.where(ratio <= 1.0, ratio, 0.0)  # not of a NaN: its scale is one, too
+    inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)  # one division a block
+    ratio = tl.abs(x) * inverse[:, None]
+    ratio = tl.where(ratio == ratio, tl.where(ratio > 1.0, 1.0, ratio), 0.0)  # 0 / 0, or a NaN: its scale is one, too
     if SIGNED:
         q = tl.floor(tl.sqrt_rn(ratio) * 127.0 + 0.5)
         q = tl.where(x < 0.0, 128.0 - q, 128.0 + q)
@@ -189,10 +190,10 @@ def decode(codes, scale, SIGNED: tl.constexpr):
     """What 8-bit codes stand for, `scale` being that of each element."""
     q = codes.to(tl.float32)
     if SIGNED:
-        q = tl.div_rn(q - 128.0, tl.full(q.shape, 127.0, tl.float32))
+        q = (q - 128.0) * (1.0 / 127.0)  # of 127 this is 1, and so it is of 255 below
         x = q * tl.abs(q)
     else:
-        q = tl.div_rn(q, tl.full(q.shape, 255.0, tl.float32))
+        q = q * (1.0 / 255.0)
         x = (q * q) * (q * q)
     return x * scale
 
@@ -230,10 +231,12 @@ def similarity_of(ptr, start, lane, mask, columns, ALONG: tl.constexpr):
     elif ALONG == "element":
         s = tl.load(ptr + start + lane, mask=mask)
     else:
-        place = tl.cast(start % columns, tl.int32) + lane  # in 32 bits: rows are shorter than 2^30
-        short = tl.cast(columns, tl.int32)
+        row = start // columns
+        # in 32 bits without a sign: rows are shorter than 2^30
+        place = tl.cast(start - row * columns, tl.uint32) + tl.cast(lane, tl.uint32)
+        short = tl.cast(columns, tl.uint32)
         if ALONG == "row":
-            s = tl.load(ptr + start // columns + place // short, mask=mask)
+            s = tl.load(ptr + row + place // short, mask=mask)
         else:
             s = tl.load(ptr + place % short, mask=mask)
     return s

@@ -40,8 +40,7 @@ def encode(values: torch.Tensor, like: torch.Tensor, signed: bool) -> tuple[torc
     x[: like.numel()] = flat(torch.empty_like(like, dtype=torch.float32).copy_(values))
     x = x.view(-1, QUANT)
     scale.copy_(x.abs().amax(1))
-    ratio = torch.where(scale[:, None] > 0, x.abs() / scale[:, None], 0.0)
-    ratio = torch.where(ratio <= 1, ratio, 0.0)
+    ratio = (x.abs() * scale.reciprocal()[:, None]).clamp(max=1).nan_to_num(nan=0.0)
     if signed:
         q = (ratio.sqrt() * 127 + 0.5).floor()
         q = torch.where(x < 0, 128 - q, 128 + q)
@@ -56,10 +55,10 @@ def decode(codes: torch.Tensor, scale: torch.Tensor, signed: bool) -> torch.Tens
     """fp32, in the memory order of the codes."""
     q = flat(codes).float()
     if signed:
-        q = (q - 128) / 127
+        q = (q - 128) * (1 / 127)
         x = q * q.abs()
     else:
-        q = q / 255
+        q = q * (1 / 255)
         x = (q * q) * (q * q)
     values = torch.empty_like(codes, dtype=torch.float32)
     flat(values).copy_(x * scale.repeat_interleave(QUANT)[: codes.numel()])

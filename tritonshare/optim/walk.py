@@ -32,9 +32,9 @@ def plan_of(state: torch.dtype | None, rule: Rule) -> Plan:
     return chosen
 
 
-PIECES = Plan.of(
-    BLOCK=256, num_warps=1, num_stages=1
-)  # with more warps, fewer bytes at a time
+# of one warp, so that short rows, too, are read 16 bytes at a time
+PIECES = Plan.of(BLOCK=256, num_warps=1, num_stages=1)
+PIECES_OF_8_BITS = Plan.of(BLOCK=512, num_warps=1, num_stages=1)
 CLIP = Plan.of(BLOCK=1024, num_stages=1)
 
 
@@ -229,7 +229,8 @@ class Walk:
     @cached_property
     def _cosine_pieces(self) -> launch.Launcher:
         types = {"GRAD_TYPE": self._type(self.kind.gradient), "STATE_TYPE": self._type(self.kind.state)}
-        return self._launcher("cosine_pieces", {**types, "ALIGNED": self.kind.rows_aligned}, PIECES)
+        blocks = PIECES_OF_8_BITS if self.kind.state == torch.uint8 else PIECES
+        return self._launcher("cosine_pieces", {**types, "ALIGNED": self.kind.rows_aligned}, blocks)
 
     @cached_property
     def _cosine_rows(self) -> launch.Launcher:
