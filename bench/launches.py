@@ -85,16 +85,7 @@ class RecordedLaunch:
                 divisible = folds and value % 16 == 0
             if divisible:
                 aligned.append(parameter.name)
-        return compile_for(
-            kernel,
-            signature,
-            constants,
-            target,
-            aligned=aligned,
-            num_warps=self.plan.num_warps,
-            num_stages=self.plan.num_stages,
-            enable_fp_fusion=True,
-        )
+        return compile_for(kernel, signature, constants, target, aligned=aligned, **self.launcher.options)
 
 
 @dataclass(frozen=True)

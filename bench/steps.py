@@ -71,6 +71,7 @@ def steps() -> list[Step]:
             found += [Step(rule, dtype, state, aligned) for rule in CLASSES if rule != "SGD" for state in STATES]
         for state in STATES:
             found.append(Step("AdamW", dtype, state, True, "similarity row", {"similarity": "row"}))
+        found.append(Step("AMSGrad", dtype, "8-bit", True, "similarity row", {"similarity": "row"}))
         found.append(Step("AdamW", dtype, "fp32", False, "similarity row", {"similarity": "row"}))
         found.append(Step("AdamW", dtype, "fp32", True, "similarity tensor", {"similarity": "tensor"}))
         found.append(Step("AdamW", dtype, "fp32", True, "clipped", {"max_norm": MAX_NORM}))

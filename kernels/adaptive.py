@@ -15,7 +15,7 @@ Traffic  per element: weight, gradient and states read, weight and states writte
          gradient and momentum a first time, 8 bytes, near enough to the second for an L2 cache to have them then
          [model]; clipping reads the gradient, 4. A table's row of 112 bytes per chunk
 Work     some 15 operations per element: memory bound [model]. With stochastic rounding some 100 more, and 8-bit states
-         take several divisions and roots each: these may not be
+         take two to three roots each: these may not be
 Rounding all arithmetic in fp32, with IEEE division and square root; bias corrections in fp64; one rounding on the way
          out, stochastic where asked for; 8-bit states in blocks with a scale of their own (`encode`)
 Order    elements are independent and every program owns its own: no atomics, the same bits whatever stands beside a
@@ -139,7 +139,7 @@ def amsgrad(w, g, states, rate, scalars):
     v = scalars[2] * states[1] + scalars[3] * (g * g)
     largest = tl.where((v > states[2]) | (v != v), v, states[2])  # torch.maximum: a NaN of either wins
     size = tl.sqrt_rn(largest) * scalars[5] + scalars[4]
-    return w - tl.div_rn(rate * m, size), (m, v, largest)  # `rate` outside, as in `adam`, spills registers
+    return w - rate * tl.div_rn(m, size), (m, v, largest)
 
 
 ADAM = ("beta1", "beta2", "eps", "log_beta1", "log_beta2")
@@ -177,10 +177,10 @@ def encode(x, SIGNED: tl.constexpr):
     ratio = tl.abs(x) * inverse[:, None]
     ratio = tl.where(ratio == ratio, tl.where(ratio > 1.0, 1.0, ratio), 0.0)  # 0 / 0, or a NaN: its scale is one, too
     if SIGNED:
-        q = tl.floor(tl.sqrt_rn(ratio) * 127.0 + 0.5)
+        q = tl.floor(tl.sqrt(ratio) * 127.0 + 0.5)
         q = tl.where(x < 0.0, 128.0 - q, 128.0 + q)
     else:
-        q = tl.ceil(tl.sqrt_rn(tl.sqrt_rn(ratio)) * 255.0 - 0.0078125)  # less what sqrt may have rounded up
+        q = tl.ceil(tl.sqrt(tl.sqrt(ratio)) * 255.0 - 0.0078125)  # less what sqrt may have rounded up
         q = tl.where(x > 0.0, tl.where(q < 1.0, 1.0, q), 0.0)
     return tl.reshape(q, (blocks * QUANT,)).to(tl.uint8), scale
 
@@ -354,18 +354,20 @@ def update(
 
         for start in range(0, CHUNK, BLOCK):
             start = tl.cast(chunk, tl.int64) * CHUNK + start
-            # whole blocks have no mask: with one, accesses would be narrow
             if start + BLOCK <= numel:
+                # whole blocks have no mask: with one, accesses would be narrow
                 update_block(
                     w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, start, None, columns, scale, factor, decay,
                     shrink, scalars, seed, steps, stream, SIGNED, STEP, ALONG, KEEP_GRAD, BLOCK,
                 )  # fmt: skip
-            elif start < numel:
-                update_block(
-                    w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, start, start + tl.arange(0, BLOCK) < numel,
-                    columns, scale, factor, decay, shrink, scalars, seed, steps, stream, SIGNED, STEP, ALONG, KEEP_GRAD,
-                    BLOCK,
-                )  # fmt: skip
+            else:
+                # the rest of a tensor in small blocks: little code, few registers
+                for rest in range(start, numel, QUANT):
+                    update_block(
+                        w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, rest, rest + tl.arange(0, QUANT) < numel,
+                        columns, scale, factor, decay, shrink, scalars, seed, steps, stream, SIGNED, STEP, ALONG,
+                        KEEP_GRAD, QUANT,
+                    )  # fmt: skip
         tl.store(steps_ptr, steps + 1.0)
 
 

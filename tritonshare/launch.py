@@ -93,21 +93,21 @@ def record() -> Iterator[list[Launch]]:
 
 
 class Launcher:
-    """A kernel with its compile-time arguments bound, for one device.
+    """A kernel with its compile-time arguments bound, for one device. options: Triton's, beyond the plan's.
 
     Calling it launches `grid` programs with the run-time arguments, given in the kernel's order. The first call with an
     alignment goes through Triton's binder, which compiles; later ones call what it compiled directly. So an argument
     has the same dtype in every call: what is written now in one and now in another takes two launchers.
     """
 
-    def __init__(self, kernel: Any, constants: dict[str, Any], plan: Plan, device: torch.device) -> None:
+    def __init__(self, kernel: Any, constants: dict[str, Any], plan: Plan, device: torch.device, **options: Any) -> None:
         self.kernel = kernel
         self.constants = {**constants, **dict(plan.blocks)}
         self.plan = plan
         self.device = device
         self._values = tuple(self.constants[name] for name in kernel.arg_names if name in self.constants)
-        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "enable_fp_fusion": True}
-        self._keywords = {**self.constants, **options}
+        self.options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "enable_fp_fusion": True, **options}
+        self._keywords = {**self.constants, **self.options}
         self._compiled: dict[tuple[bool, ...], Any] = {}
 
     def __call__(self, grid: int, *args: Any) -> None:

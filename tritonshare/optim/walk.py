@@ -36,6 +36,9 @@ def plan_of(state: torch.dtype | None, rule: Rule) -> Plan:
 PIECES = Plan.of(BLOCK=256, num_warps=1, num_stages=1)
 PIECES_OF_8_BITS = Plan.of(BLOCK=512, num_warps=1, num_stages=1)
 CLIP = Plan.of(BLOCK=1024, num_stages=1)
+# of `update`. Without a limit ptxas spills a few of some variants' to fit more warps, which these bytes in flight do not
+# need [model]
+REGISTERS = 255
 
 
 @dataclass(frozen=True)
@@ -204,10 +207,10 @@ class Walk:
     def _type(self, dtype: torch.dtype) -> Any:
         return self._types[str(dtype).removeprefix("torch.")]
 
-    def _launcher(self, name: str, constants: dict[str, Any], blocks: Plan) -> launch.Launcher:
+    def _launcher(self, name: str, constants: dict[str, Any], blocks: Plan, **options: Any) -> launch.Launcher:
         from ..kernels import adaptive
 
-        return launch.Launcher(getattr(adaptive, name), constants, blocks, self.kind.device)
+        return launch.Launcher(getattr(adaptive, name), constants, blocks, self.kind.device, **options)
 
     def _update(self, keep: str) -> launch.Launcher:
         from ..kernels.adaptive import RULES
@@ -219,7 +222,8 @@ class Walk:
                 "STATE_TYPE": self._type(kind.state), "SIGNED": rule.signed, "SCALARS": rule.scalars, "STEP": rule.step,
                 "ALONG": kind.along, "KEEP_GRAD": keep, "ALIGNED": kind.aligned,
             }  # fmt: skip
-            self._updates[keep] = self._launcher("update", constants, self.plan)
+            options = {} if plan.facts(kind.device).is_hip else {"maxnreg": REGISTERS}
+            self._updates[keep] = self._launcher("update", constants, self.plan, **options)
         return self._updates[keep]
 
     @cached_property
