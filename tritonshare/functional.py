@@ -7,8 +7,9 @@ import torch
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
 from .ops.conv_act_pool import CONV2D_ACT_POOL
+from .packing import decode
 
-__all__ = ["adaptive_update_", "conv2d_act_pool"]
+__all__ = ["adaptive_update_", "conv2d_act_pool", "shared_conv2d_act_pool", "shared_linear"]
 
 
 def conv2d_act_pool(
@@ -67,6 +68,72 @@ def conv2d_act_pool(
     if isinstance(input, torch.Tensor) and input.dim() == 3:
         return CONV2D_ACT_POOL(input.unsqueeze(0), weight, bias, *options).squeeze(0)
     return CONV2D_ACT_POOL(input, weight, bias, *options)
+
+
+def shared_linear(
+    input: torch.Tensor,
+    codes: torch.Tensor,
+    codebook: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    bits: int,
+) -> torch.Tensor:
+    """`linear(input, weight, bias)` for a weight whose elements are drawn from codebooks; no dense weight is kept.
+
+    Args:
+        input: [..., I]; float32, float16 or bfloat16. Sums are in float32.
+        codes: uint8 [O, ceil(I * bits / 8)], packed as tritonshare.packing.pack does.
+        codebook: [codebooks, 2**bits], same dtype; codebooks must divide O: row o takes codebook o * codebooks // O.
+        bias: [O] or None.
+        bits: of an index, 1 to 8.
+
+    Returns:
+        [..., O]. Gradients go to input, codebook (of each centroid, the sum over the weights that it is) and bias.
+    """
+    weight = decode(codes, codebook, bits, input.shape[-1])
+    return torch.nn.functional.linear(input, weight, bias)
+
+
+def shared_conv2d_act_pool(
+    input: torch.Tensor,
+    codes: torch.Tensor,
+    codebook: torch.Tensor,
+    bias: torch.Tensor | None,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    bits: int,
+    activation: str | None = "relu",
+    pool: str | None = "max",
+    pool_size: int | tuple[int, int] = 2,
+    pool_stride: int | tuple[int, int] | None = None,
+    pool_padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> torch.Tensor:
+    """conv2d_act_pool for a weight [K, C / groups, *kernel_size] whose elements are drawn from codebooks.
+
+    Args: conv2d_act_pool's, and
+        codes: uint8 [K, ceil(C / groups * R * S * bits / 8)]: a filter's indices in the order (r, s, c), packed as
+            tritonshare.packing.pack does.
+        codebook: [codebooks, 2**bits], the input's dtype; codebooks must divide K: filter k takes codebook
+            k * codebooks // K.
+        kernel_size: R and S, one integer or (rows, columns).
+        bits: of an index, 1 to 8.
+
+    Returns: as conv2d_act_pool. Gradients go to input, codebook and bias.
+    """
+    rows, columns = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)
+    channels = input.shape[-3] // groups
+    weight = decode(codes, codebook, bits, rows * columns * channels).view(-1, rows, columns, channels)
+    return conv2d_act_pool(
+        input, weight.permute(0, 3, 1, 2), bias, stride, padding, dilation, groups,
+        activation=activation, pool=pool, pool_size=pool_size, pool_stride=pool_stride, pool_padding=pool_padding,
+        ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+    )  # fmt: skip
 
 
 def adaptive_update_(

@@ -1,0 +1,359 @@
+"""Layers whose weights are shared through a codebook: an index of a few bits per weight, and the values they name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .. import packing
+from ..check import ArgumentError, ArgumentTypeError
+from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
+from .conv_act_pool import ConvActPool2d
+
+
+class _Shared(torch.nn.Module):
+    """What both layers are: packed indices, codebooks, a bias, and while training straight through the dense weight."""
+
+    codes: torch.Tensor
+    dense_shape: tuple[int, ...]  # of the weight
+
+    def _build(self, bits: int, codebooks: int, bias: bool, reassign_every: int, device: Any, dtype: Any) -> None:
+        name, rows, count = type(self).__name__, self.dense_shape[0], self._count
+        _check_sharing(name, self.dense_shape, bits, codebooks)
+        if isinstance(reassign_every, bool) or not isinstance(reassign_every, int):
+            raise ArgumentTypeError(f"{name}: reassign_every must be an integer, but is {reassign_every!r}")
+        if reassign_every < 0:
+            raise ArgumentError(f"{name}: reassign_every must be at least 0, but is {reassign_every}")
+        self.bits, self.codebooks, self.reassign_every = bits, codebooks, reassign_every
+        self._steps = 0
+        codes = torch.empty(rows, packing.row_bytes(count, bits), dtype=torch.uint8, device=device)
+        self.register_buffer("codes", codes)
+        empty = {"device": device, "dtype": dtype}
+        self.codebook = torch.nn.Parameter(torch.empty(codebooks, 2**bits, **empty))
+        self.bias = torch.nn.Parameter(torch.empty(rows, **empty)) if bias else None
+        self.latent = torch.nn.Parameter(torch.empty(self.dense_shape, **empty)) if reassign_every else None
+        self.reset_parameters()
+
+    @property
+    def _count(self) -> int:
+        """Weights of an output channel."""
+        return torch.Size(self.dense_shape[1:]).numel()
+
+    def reset_parameters(self) -> None:
+        """Weights uniform within 1 / sqrt(inputs), as torch's layers begin, at the 2**bits middles of that range."""
+        bound = self._count**-0.5
+        entries = 2**self.bits
+        with torch.no_grad():
+            steps = torch.arange(1, 2 * entries, 2, device=self.codebook.device, dtype=torch.float32) / entries - 1
+            self.codebook.copy_((bound * steps).expand_as(self.codebook))
+            self.codes.random_(0, 256)
+            left = self._count * self.bits % 8
+            if left:
+                self.codes[:, -1] &= (1 << left) - 1
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound)
+            if self.latent is not None:
+                self.latent.copy_(self.weight)
+
+    def indices(self) -> torch.Tensor:
+        """Which centroid of its codebook each weight is: int64, of the weight's shape."""
+        return self._as_weight(packing.unpack(self.codes, self.bits, self._count))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dense weight, decoded. Its gradient goes to the codebook (and to `latent` where there is one)."""
+        weight = self._as_weight(packing.decode(self.codes, self.codebook, self.bits, self._count))
+        # straight through: nothing is added to the value, and the gradient reaches both
+        return weight if self.latent is None else weight + (self.latent - self.latent.detach())
+
+    @torch.no_grad()
+    def assign_(self, weight: torch.Tensor):
+        """Let each index name the centroid nearest to a dense weight; the codebook stays. Returns the layer.
+
+        Raises: ArgumentError for a weight of another shape or with values that are not finite; nothing is changed then.
+        """
+        name = type(self).__name__
+        if tuple(weight.shape) != self.dense_shape:
+            raise ArgumentError(
+                f"{name}: weight must be of shape {list(self.dense_shape)}, but is {list(weight.shape)}"
+            )
+        _check_finite(name, "weight", weight)
+        _check_finite(name, "codebook", self.codebook)
+        rows = self._as_rows(weight.to(self.codebook.device))
+        self.codes.copy_(packing.pack(packing.nearest_indices(rows, self.codebook), self.bits))
+        if self.latent is not None:
+            self.latent.copy_(weight)
+        return self
+
+    def fix_(self):
+        """Stop re-assigning: assign once more and drop `latent`, so that indices and codebook are all there is."""
+        if self.latent is not None:
+            self.assign_(self.latent)
+            self.latent, self.reassign_every = None, 0
+        return self
+
+    def _fill(self, module: torch.nn.Module, iterations: int):
+        """Codebooks by k-means of a dense module's weights, each row's nearest centroids, and its bias."""
+        with torch.no_grad():
+            rows = self._as_rows(module.weight)
+            centroids = packing.kmeans(rows.reshape(self.codebooks, -1), 2**self.bits, iterations)
+            self.codebook.copy_(centroids)
+            self.assign_(module.weight)
+            if module.bias is not None:
+                self.bias.copy_(module.bias)
+        self.codebook.requires_grad_(module.weight.requires_grad)
+        if module.bias is not None:
+            self.bias.requires_grad_(module.bias.requires_grad)
+        return self.train(module.training)
+
+    @torch.no_grad()
+    def _fill_dense(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Give a dense module this layer's weights and bias."""
+        module.weight.copy_(self.weight)
+        module.weight.requires_grad_(self.codebook.requires_grad)
+        if self.bias is not None:
+            module.bias.copy_(self.bias)
+            module.bias.requires_grad_(self.bias.requires_grad)
+        return module.train(self.training)
+
+    def _before(self) -> bool:
+        """Count a training step and re-assign where it is time; whether the dense weight is what is trained."""
+        if self.latent is None:
+            return False
+        if self.training and torch.is_grad_enabled():
+            self._step()
+        return True
+
+    @torch.compiler.disable
+    def _step(self) -> None:
+        if self._steps and self._steps % self.reassign_every == 0:
+            self.assign_(self.latent)
+        self._steps += 1
+
+    # The order of a row's indices: for a filter (r, s, c), in which the kernels sum.
+
+    def _as_rows(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.reshape(self.dense_shape[0], -1)
+
+    def _as_weight(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(self.dense_shape)
+
+    def _sharing(self) -> str:
+        text = f", bits={self.bits}"
+        if self.codebooks != 1:
+            text += f", codebooks={self.codebooks}"
+        if self.reassign_every:
+            text += f", reassign_every={self.reassign_every}"
+        return text
+
+
+class SharedLinear(_Shared):
+    """`torch.nn.Linear` whose weights are drawn from codebooks: `bits` bits each, and 2**bits values for all of them.
+
+    Args:
+        in_features, out_features, bias: as torch.nn.Linear's.
+        bits: of an index, 1 to 8.
+        codebooks: how many; each serves a contiguous range of out_features, which they must divide. A codebook must
+            have at least as many weights as entries, or sharing would store more than it spares.
+        reassign_every: 0: indices stay, and the codebook is trained. n: a dense weight `latent` is trained too,
+            straight through (its gradient is that of the decoded weight), and every n training steps (forward calls
+            with gradients, in training mode) each index takes the centroid nearest to it. While it lasts this costs what a
+            dense layer costs: weight, gradient and optimizer state of every weight, and a decoded copy in each pass;
+            under torch.compile the count breaks the graph. `fix_()` ends it. The count begins anew with a process.
+
+    Attributes:
+        codebook: Parameter [codebooks, 2**bits]. codes: uint8 [out_features, ceil(in_features * bits / 8)], packed as
+            tritonshare.packing says. bias: Parameter [out_features] or None. latent: Parameter [out_features,
+            in_features] or None. weight: the dense weight, decoded, differentiable to the codebook.
+
+    Raises: ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError).
+    Derived from: Han, Mao and Dally, Deep Compression, 2016, section 3 (k-means weight sharing, centroid gradients).
+
+    >>> layer = SharedLinear.from_dense(torch.nn.Linear(256, 64), bits=4)
+    >>> layer(torch.zeros(8, 256)).shape, layer.codes.numel()
+    (torch.Size([8, 64]), 8192)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        bits: int = 4,
+        codebooks: int = 1,
+        reassign_every: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.dense_shape = (out_features, in_features)
+        self._build(bits, codebooks, bias, reassign_every, device, dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self._before():
+            return F.linear(input, self.weight, self.bias)
+        return shared_linear(input, self.codes, self.codebook, self.bias, bits=self.bits)
+
+    @classmethod
+    def from_dense(
+        cls, module: torch.nn.Linear, bits: int = 4, codebooks: int = 1, iterations: int = 100, reassign_every: int = 0
+    ) -> SharedLinear:
+        """The layer nearest to a dense one: codebooks by one-dimensional k-means of its weights, the same every time.
+
+        Raises: ArgumentError for weights that are not finite, and what the constructor refuses. `module` stays.
+        """
+        if not isinstance(module, torch.nn.Linear):
+            raise ArgumentTypeError(f"{cls.__name__}: module must be a torch.nn.Linear, but is {type(module).__name__}")
+        w = module.weight
+        _check_sharing(cls.__name__, tuple(w.shape), bits, codebooks)
+        _check_finite(cls.__name__, "weight", w)
+        settings = {"bits": bits, "codebooks": codebooks, "reassign_every": reassign_every}
+        bias = module.bias is not None
+        made = cls(module.in_features, module.out_features, bias, **settings, device=w.device, dtype=w.dtype)
+        return made._fill(module, iterations)
+
+    def to_dense(self) -> torch.nn.Linear:
+        """A torch.nn.Linear with the decoded weight."""
+        like = {"device": self.codebook.device, "dtype": self.codebook.dtype}
+        return self._fill_dense(torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, **like))
+
+    def extra_repr(self) -> str:
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return text + self._sharing()
+
+
+class SharedConv2d(_Shared):
+    """`torch.nn.Conv2d`, or `ConvActPool2d` where there is an activation or pooling, with weights from codebooks.
+
+    Args: those of Conv2d; `activation` .. `count_include_pad` as of tritonshare.functional.conv2d_act_pool, but neither
+    by default; `bits`, `codebooks` (each serves a contiguous range of out_channels) and `reassign_every` as
+    SharedLinear's, which says what they cost, too.
+
+    Attributes: as SharedLinear's, with codes [out_channels, ceil(in_channels / groups * rows * columns * bits / 8)]:
+    a filter's indices lie in the order (row, column, channel). Raises: as SharedLinear.
+
+    >>> layer = SharedConv2d(3, 32, 5, padding=2, bits=3, activation="relu", pool="max")
+    >>> layer(torch.zeros(8, 3, 32, 32)).shape
+    torch.Size([8, 32, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        bits: int = 4,
+        codebooks: int = 1,
+        reassign_every: int = 0,
+        activation: str | None = None,
+        pool: str | None = None,
+        pool_size: int | tuple[int, int] = 2,
+        pool_stride: int | tuple[int, int] | None = None,
+        pool_padding: int | tuple[int, int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        # checks of the geometry are Conv2d's own; a module on meta has no memory
+        twin = torch.nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
+        )
+        for name in _GEOMETRY:
+            setattr(self, name, getattr(twin, name))
+        self._outside = twin._reversed_padding_repeated_twice
+        self.dense_shape = tuple(twin.weight.shape)
+        self.activation, self.pool, self.pool_size = activation, pool, pool_size
+        self.pool_stride, self.pool_padding = pool_stride, pool_padding
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+        self._build(bits, codebooks, bias, reassign_every, device, dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":  # padded beforehand, as Conv2d does
+            input = F.pad(input, self._outside, mode=self.padding_mode)
+            padding = 0
+        block = {name: getattr(self, name) for name in _BLOCK}
+        where = (self.stride, padding, self.dilation, self.groups)
+        if self._before():
+            return conv2d_act_pool(input, self.weight, self.bias, *where, **block)
+        return shared_conv2d_act_pool(
+            input, self.codes, self.codebook, self.bias, self.kernel_size, *where, bits=self.bits, **block
+        )
+
+    @classmethod
+    def from_dense(
+        cls, module: torch.nn.Conv2d, bits: int = 4, codebooks: int = 1, iterations: int = 100, reassign_every: int = 0
+    ) -> SharedConv2d:
+        """The layer nearest to a Conv2d or a ConvActPool2d, as SharedLinear.from_dense."""
+        if not isinstance(module, torch.nn.Conv2d):
+            raise ArgumentTypeError(f"{cls.__name__}: module must be a torch.nn.Conv2d, but is {type(module).__name__}")
+        w = module.weight
+        _check_sharing(cls.__name__, tuple(w.shape), bits, codebooks)
+        _check_finite(cls.__name__, "weight", w)
+        settings = {name: getattr(module, name) for name in _GEOMETRY}
+        if isinstance(module, ConvActPool2d):
+            settings |= {name: getattr(module, name) for name in _BLOCK}
+        settings |= {"bits": bits, "codebooks": codebooks, "reassign_every": reassign_every}
+        made = cls(**settings, bias=module.bias is not None, device=w.device, dtype=w.dtype)
+        return made._fill(module, iterations)
+
+    def to_dense(self) -> torch.nn.Conv2d:
+        """A torch.nn.Conv2d with the decoded weight, or a ConvActPool2d where there is an activation or pooling."""
+        settings = {name: getattr(self, name) for name in _GEOMETRY}
+        settings |= {"device": self.codebook.device, "dtype": self.codebook.dtype, "bias": self.bias is not None}
+        if self.activation in (None, "none") and self.pool in (None, "none"):
+            return self._fill_dense(torch.nn.Conv2d(**settings))
+        return self._fill_dense(ConvActPool2d(**settings, **{name: getattr(self, name) for name in _BLOCK}))
+
+    def _as_rows(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.permute(0, 2, 3, 1).reshape(self.dense_shape[0], -1)
+
+    def _as_weight(self, rows: torch.Tensor) -> torch.Tensor:
+        k, c, r, s = self.dense_shape
+        return rows.view(k, r, s, c).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text += f", padding={self.padding}, groups={self.groups}, bias={self.bias is not None}{self._sharing()}"
+        return f"{text}, activation={self.activation}, pool={self.pool}"
+
+
+_GEOMETRY = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
+)  # fmt: skip
+_BLOCK = ("activation", "pool", "pool_size", "pool_stride", "pool_padding", "ceil_mode", "count_include_pad")
+
+
+def _check_sharing(name: str, shape: tuple[int, ...], bits: int, codebooks: int) -> None:
+    """One sentence on why weights of this shape cannot be shared so, if they cannot."""
+    packing.check_bits(name, bits)
+    if isinstance(codebooks, bool) or not isinstance(codebooks, int):
+        raise ArgumentTypeError(f"{name}: codebooks must be an integer, but is {codebooks!r}")
+    if codebooks < 1 or shape[0] % codebooks:
+        raise ArgumentError(
+            f"{name}: codebooks is {codebooks}, which does not divide the {shape[0]} output channels (weight axis 0)"
+        )
+    weights = torch.Size(shape).numel() // codebooks
+    if weights < 2**bits:
+        raise ArgumentError(
+            f"{name}: codebooks of {2**bits} entries (bits is {bits}) would have {weights} weights each: "
+            "a codebook must not be larger than what it serves"
+        )
+
+
+def _check_finite(name: str, argument: str, values: torch.Tensor) -> None:
+    if not values.is_meta and not torch.isfinite(values.detach()).all():
+        raise ArgumentError(f"{name}: {argument} has values that are not finite")

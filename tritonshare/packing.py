@@ -1,0 +1,150 @@
+"""Shared weights in memory: indices packed to `bits` bits each, and codebooks that a layer's weights are drawn from.
+
+A row (an output channel) is a little-endian stream of bits: index i is bits i * bits .. (i + 1) * bits of it, where bit
+j is bit j % 8 of byte j // 8. Rows start at a byte, so a row of n indices takes ceil(n * bits / 8) bytes, and what is
+left of its last byte is zero.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+
+from .check import ArgumentError, ArgumentTypeError
+
+LARGEST_BITS = 8
+
+
+def row_bytes(count: int, bits: int) -> int:
+    """Bytes of a row of `count` packed indices."""
+    return -(-count * bits // 8)
+
+
+def unit(bits: int) -> tuple[int, int]:
+    """(indices, bytes) of the smallest run that begins and ends at a byte: 8 indices of 3 bits are 3 bytes."""
+    shared = gcd(bits, 8)
+    return 8 // shared, bits // shared
+
+
+def check_bits(op: str, bits: int) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise ArgumentTypeError(f"{op}: bits must be an integer from 1 to {LARGEST_BITS}, but is {bits!r}")
+    if not 1 <= bits <= LARGEST_BITS:
+        raise ArgumentError(f"{op}: bits must be from 1 to {LARGEST_BITS}, but is {bits}")
+
+
+def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
+    """Integers of 0 .. 2**bits - 1 along the last axis, [..., count] -> uint8 [..., ceil(count * bits / 8)].
+
+    Raises: ArgumentError for `bits` out of 1 .. 8; only the low `bits` bits of an index are taken.
+    """
+    check_bits("pack", bits)
+    many, size = unit(bits)
+    rows, count = indices.shape[:-1], indices.shape[-1]
+    units = -(-count // many)
+    padded = torch.nn.functional.pad(indices, (0, units * many - count)).view(*rows, units, many)
+    word = torch.zeros((*rows, units), dtype=_word_of(size), device=indices.device)
+    for i in range(many):
+        word |= (padded[..., i].to(word.dtype) & (1 << bits) - 1) << (i * bits)
+    codes = torch.stack([word >> (8 * byte) & 255 for byte in range(size)], dim=-1).to(torch.uint8)
+    return codes.view(*rows, units * size)[..., : row_bytes(count, bits)].contiguous()
+
+
+def unpack(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The inverse of `pack`: uint8 [..., ceil(count * bits / 8)] -> int64 [..., count]."""
+    check_bits("unpack", bits)
+    return _unpacked(codes, bits, count).long()
+
+
+def _word_of(size: int) -> torch.dtype:
+    """An integer type that holds a unit of `size` bytes without its sign bit."""
+    return torch.int32 if size < 4 else torch.int64
+
+
+def _unpacked(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    many, size = unit(bits)
+    rows = codes.shape[:-1]
+    units = -(-count // many)
+    padded = torch.nn.functional.pad(codes, (0, units * size - codes.shape[-1])).view(*rows, units, size)
+    word = padded[..., 0].to(_word_of(size))
+    for byte in range(1, size):
+        word = word | (padded[..., byte].to(word.dtype) << (8 * byte))
+    shifts = torch.arange(0, many * bits, bits, dtype=word.dtype, device=codes.device)
+    indices = (word.unsqueeze(-1) >> shifts) & (1 << bits) - 1
+    return indices.to(torch.int32).view(*rows, units * many)[..., :count]
+
+
+def decode(codes: torch.Tensor, codebook: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The weights [rows, count] that packed codes [rows, bytes] name in codebook [codebooks, 2**bits].
+
+    Row r takes codebook r * codebooks // rows. Differentiable to the codebook; the gradient of a centroid is summed in
+    float32 at the least.
+    """
+    rows, books = codes.shape[0], codebook.shape[0]
+    indices = _unpacked(codes, bits, count)
+    if books > 1:
+        book = torch.arange(books, dtype=torch.int32, device=codes.device).repeat_interleave(rows // books)
+        indices = indices + (book << bits).unsqueeze(-1)
+    wide = codebook.double() if codebook.dtype == torch.float64 else codebook.float()
+    return wide.flatten().index_select(0, indices.flatten()).view(rows, count).to(codebook.dtype)
+
+
+def nearest_indices(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """For weights [rows, count], the nearest centroids of each row's codebook: int64 [rows, count].
+
+    Distances are compared in float64. Of centroids equally near the smaller wins, of equal ones the first.
+    """
+    books, entries = codebook.shape
+    centroids, order = codebook.detach().double().sort(dim=-1, stable=True)
+    between = (centroids[:, 1:] + centroids[:, :-1]) / 2
+    values = rows.detach().reshape(books, -1).double()
+    place = torch.searchsorted(between.contiguous(), values)
+    first = torch.searchsorted(centroids.contiguous(), centroids)  # of equal centroids
+    return order.gather(-1, first.clamp(max=entries - 1)).gather(-1, place).view(rows.shape)
+
+
+def kmeans(values: torch.Tensor, entries: int, iterations: int = 100) -> torch.Tensor:
+    """Centroids of one-dimensional k-means for each row of values [codebooks, n]: ascending, [codebooks, entries], in
+    float64.
+
+    Lloyd's iteration, which is the same every time: from the (i + 1/2) / entries quantiles of the sorted values,
+    centroids move to the means of the values nearest to them, until none moves or `iterations` is reached. A centroid
+    without values takes the place of the value that is farthest from its own, one such centroid an iteration. With the
+    values sorted and summed once, an iteration is a binary search per centroid, whatever n.
+    """
+    books, n = values.shape
+    ordered = values.detach().double().sort(dim=-1).values
+    sums = torch.nn.functional.pad(ordered.cumsum(-1), (1, 0))
+    middle = (2 * torch.arange(entries, device=values.device) + 1) * n // (2 * entries)
+    centroids = ordered[:, middle]
+    ends = torch.arange(n + 1, device=values.device).new_tensor([0, n]).expand(books, 2)
+    for _ in range(iterations):
+        between = ((centroids[:, 1:] + centroids[:, :-1]) / 2).contiguous()
+        inner = torch.searchsorted(ordered, between, right=True)
+        bounds = torch.cat([ends[:, :1], inner, ends[:, 1:]], dim=-1)
+        counts = bounds.diff(dim=-1)
+        totals = sums.gather(-1, bounds).diff(dim=-1)
+        # a mean of equal values is that value: differences of sums are not exact
+        low = ordered.gather(-1, bounds[:, :-1].clamp(max=n - 1))
+        high = ordered.gather(-1, (bounds[:, 1:] - 1).clamp(min=0))
+        means = torch.where(counts > 0, totals / counts.clamp(min=1), centroids)
+        means = torch.where(counts > 0, torch.minimum(torch.maximum(means, low), high), means)
+        moved = _reseeded(means, counts, low, high).sort(dim=-1).values
+        if torch.equal(moved, centroids):
+            break
+        centroids = moved
+    return centroids
+
+
+def _reseeded(means: torch.Tensor, counts: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The first centroid without values of each row, if any, at the value farthest from its own centroid."""
+    empty = counts == 0
+    farther = torch.where(means - low >= high - means, low, high)
+    error = torch.where(empty, 0.0, (farther - means).abs())
+    worst, where = error.max(dim=-1, keepdim=True)
+    first = empty.to(torch.uint8).argmax(dim=-1, keepdim=True)
+    value = torch.where(
+        empty.any(dim=-1, keepdim=True) & (worst > 0), farther.gather(-1, where), means.gather(-1, first)
+    )
+    return means.scatter(-1, first, value)
