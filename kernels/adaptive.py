@@ -362,12 +362,14 @@ def update(
                 )  # fmt: skip
             else:
                 # the rest of a tensor in small blocks: little code, few registers
-                for rest in range(start, numel, QUANT):
-                    update_block(
-                        w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, rest, rest + tl.arange(0, QUANT) < numel,
-                        columns, scale, factor, decay, shrink, scalars, seed, steps, stream, SIGNED, STEP, ALONG,
-                        KEEP_GRAD, QUANT,
-                    )  # fmt: skip
+                for part in range(0, BLOCK, QUANT):
+                    rest = start + part
+                    if rest < numel:
+                        update_block(
+                            w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, rest,
+                            rest + tl.arange(0, QUANT) < numel, columns, scale, factor, decay, shrink, scalars, seed,
+                            steps, stream, SIGNED, STEP, ALONG, KEEP_GRAD, QUANT,
+                        )  # fmt: skip
         tl.store(steps_ptr, steps + 1.0)
 
 
