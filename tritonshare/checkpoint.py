@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
+RUN = "checkpoint of tritonshare train"
 METADATA_KEY = "tritonshare"  # a single key: safetensors writes several in an order that changes from run to run
 
 
@@ -56,13 +57,21 @@ def save(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, m
     tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    write(path, tensors, metadata)
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    """Write `tensors` and `metadata` (JSON-able) to `path` atomically, with their checksum. Raises OSError."""
     write_atomically(path, tensors_to_bytes(tensors, metadata | {"sha256": _digest(tensors, metadata)}))
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of the checkpoint at `path`. Raises CheckpointError when it is missing or damaged."""
+def read(path: Path, kind: str = RUN) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of the file at `path`, which `write` made. Raises CheckpointError if missing or damaged.
+
+    `kind` says what the file should be, for the message.
+    """
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path} to resume from")
+        raise CheckpointError(f"there is no {kind} {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -71,7 +80,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint of tritonshare train") from error
+        raise CheckpointError(f"{path} is not a complete {kind}") from error
     if not intact:
         raise CheckpointError(f"{path} is damaged: its tensors do not match their checksum")
     return tensors, metadata

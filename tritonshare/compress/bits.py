@@ -1,0 +1,207 @@
+"""Bits by layer: what is asked for, what each number of bits would cost, and the choice where a limit is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..check import ArgumentError, ArgumentTypeError
+from ..nn import SharedConv2d, SharedLinear
+from ..packing import LARGEST_BITS
+from .errors import Error
+from .layers import Group, matching
+
+Choice = dict[Group, "Candidate"]
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A layer shared with some number of bits."""
+
+    bits: int
+    module: SharedLinear | SharedConv2d
+    error: Error  # of the weights
+    cost: float  # what a choice weighs against bytes
+
+    @property
+    def bytes(self) -> int:
+        """Of what stands for the weight."""
+        codes, codebook = self.module.codes, self.module.codebook
+        return codes.numel() + codebook.numel() * codebook.element_size()
+
+
+def weight_bytes(group: Group) -> int:
+    weight = group.modules[0].weight
+    return weight.numel() * weight.element_size()
+
+
+def check_choice(bits: Any, target_bytes: Any, max_error: Any) -> None:
+    """Raise for arguments that are wrong whatever the model is."""
+    if target_bytes is not None and max_error is not None:
+        raise ArgumentError("compress: target_bytes and max_error are both given, but only one of them can choose bits")
+    limit = "target_bytes" if target_bytes is not None else "max_error" if max_error is not None else ""
+    if limit and bits != 4:
+        raise ArgumentError(f"compress: bits and {limit} are both given, but {limit} chooses the bits")
+    if target_bytes is not None:
+        _integer("target_bytes", target_bytes, 1, None)
+    if max_error is not None and (isinstance(max_error, bool) or not isinstance(max_error, (int, float))):
+        raise ArgumentTypeError(f"compress: max_error must be a number, but is {max_error!r}")
+    if max_error is not None and not 0 < max_error < float("inf"):
+        raise ArgumentError(f"compress: max_error must be positive and finite, but is {max_error}")
+
+
+def _integer(name: str, value: Any, low: int, high: int | None) -> int:
+    limit = f"at least {low}" if high is None else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"compress: {name} must be an integer {limit}, but is {value!r}")
+    if value < low or (high is not None and value > high):
+        raise ArgumentError(f"compress: {name} must be {limit}, but is {value}")
+    return value
+
+
+class Wanted:
+    """The arguments bits, codebooks and skip, by layer."""
+
+    def __init__(
+        self, groups: Iterable[Group], bits: Any, codebooks: Any, skip: Any, every: bool, iterations: int | None
+    ) -> None:
+        names = [name for group in groups for name in group.names]
+        self.every = every  # number of bits, of which a limit chooses
+        self.skip = matching("compress", "skip", names, skip)
+        self.bits = self._by_name("bits", names, bits, LARGEST_BITS)
+        self.codebooks = self._by_name("codebooks", names, codebooks, None)
+        self.settings = {} if iterations is None else {"iterations": _integer("iterations", iterations, 0, None)}
+
+    @staticmethod
+    def _by_name(argument: str, names: list[str], value: Any, high: int | None) -> dict[str, int]:
+        if not isinstance(value, Mapping):
+            return dict.fromkeys(names, _integer(argument, value, 1, high))
+        for key, number in value.items():
+            _integer(f"{argument}[{key!r}]", number, 1, high)
+        return {name: value[pattern] for name, pattern in matching("compress", argument, names, value).items()}
+
+    def candidates(self, group: Group) -> tuple[list[Candidate], str]:
+        """The group with each number of bits that makes it smaller, fewest first; or none, and why."""
+        if any(name in self.skip for name in group.names):
+            return [], "skipped"
+        wanted = {self.bits[name] for name in group.names if name in self.bits}
+        if not wanted:
+            return [], "bits has no number for it"
+        if len(wanted) > 1:
+            names = " and ".join(group.names)
+            raise ArgumentError(f"compress: bits must be the same for {names}, which have one weight")
+        found, why = [], ""
+        for bits in range(1, LARGEST_BITS + 1) if self.every else wanted:
+            try:
+                candidate = self._candidate(group.modules[0], bits, self._codebooks_of(group))
+            except ArgumentError as error:  # the layer's own rule
+                why = why or str(error).split(": ", 1)[-1]
+                continue
+            if candidate.bytes < weight_bytes(group):
+                found.append(candidate)
+            else:
+                why = why or f"{bits} bits would not make it smaller"
+        return found, "" if found else why
+
+    def _codebooks_of(self, group: Group) -> int:
+        channels = group.modules[0].weight.shape[0]
+        most = min(channels, max(self.codebooks.get(name, 1) for name in group.names))
+        return next(number for number in range(most, 0, -1) if channels % number == 0) if channels else 1
+
+    def _candidate(self, module: nn.Linear | nn.Conv2d, bits: int, codebooks: int) -> Candidate:
+        made: Any = SharedConv2d if isinstance(module, nn.Conv2d) else SharedLinear
+        shared = made.from_dense(module, bits, codebooks, **self.settings)
+        error = Error().add(shared.weight, module.weight)
+        return Candidate(bits, shared, error, error.squared)
+
+
+def for_bytes(candidates: Mapping[Group, list[Candidate]], target: int, rest: int) -> tuple[Choice, str]:
+    """From the most bits down, the step that adds least cost for each byte needed, until all fits; then back up."""
+    choice = {group: found[-1] for group, found in candidates.items()}
+
+    def excess() -> int:
+        return rest + sum(candidate.bytes for candidate in choice.values()) - target
+
+    while excess() > 0:
+        step = _cheapest(candidates, choice, (), excess())
+        if step is None:
+            raise ArgumentError(
+                f"compress: target_bytes is {target:,}, but {target + excess():,} bytes remain with the fewest bits "
+                f"everywhere, {rest:,} of them of what is not shared"
+            )
+        choice[step[0]] = step[1]
+    while (step := _best_raise(candidates, choice, -excess())) is not None:
+        choice[step[0]] = step[1]
+    return (
+        choice,
+        f"bits chosen for at most {target:,} bytes: from the most down, least added error for each byte saved",
+    )
+
+
+def for_error(candidates: Mapping[Group, list[Candidate]], limit: float) -> tuple[Choice, str]:
+    """The fewest bits whose weights are near enough, layer by layer."""
+    choice = {}
+    for group, found in candidates.items():
+        fit = [candidate for candidate in found if candidate.error.relative <= limit]
+        if not fit:
+            best = min(found, key=lambda candidate: candidate.error.relative)
+            raise ArgumentError(
+                f"compress: max_error is {limit:g}, but the weights of layer {group.label} have an error of "
+                f"{best.error.relative:.3g} even with {best.bits} bits"
+            )
+        choice[group] = fit[0]
+    return choice, f"bits chosen by layer: the fewest with a relative error of weights of at most {limit:g}"
+
+
+def for_sample_error(
+    candidates: Mapping[Group, list[Candidate]], limit: float, measured: Callable[[Choice], float]
+) -> tuple[Choice, str]:
+    """From the most bits down, the cheapest step first, as long as the outputs stay near enough."""
+    choice = {group: found[-1] for group, found in candidates.items()}
+    error = measured(choice)
+    if not error <= limit:
+        raise ArgumentError(
+            f"compress: max_error is {limit:g}, but the outputs have an error of {error:.3g} even with the most bits "
+            "everywhere"
+        )
+    done: set[Group] = set()
+    while (step := _cheapest(candidates, choice, done)) is not None:
+        group, candidate = step
+        tried = choice | {group: candidate}
+        if measured(tried) <= limit:
+            choice = tried
+        else:
+            done.add(group)
+    return choice, f"bits chosen for a relative error of the outputs of at most {limit:g}: from the most down"
+
+
+def _cheapest(
+    candidates: Mapping[Group, list[Candidate]], choice: Choice, done: Any, excess: int | None = None
+) -> tuple[Group, Candidate] | None:
+    """The step to the next fewer bits that adds least cost for each byte saved; the first of equals.
+
+    Bytes beyond `excess` count for nothing: a small layer's step is enough for a small rest.
+    """
+    steps = []
+    for group, found in candidates.items():
+        at = found.index(choice[group])
+        if at and group not in done:
+            saved = found[at].bytes - found[at - 1].bytes
+            steps.append(((found[at - 1].cost - found[at].cost) / min(saved, excess or saved), group, found[at - 1]))
+    return min(steps, key=lambda step: step[0])[1:] if steps else None
+
+
+def _best_raise(
+    candidates: Mapping[Group, list[Candidate]], choice: Choice, room: int
+) -> tuple[Group, Candidate] | None:
+    """The step to the next more bits that fits and takes off most cost for each byte; the first of equals."""
+    steps = []
+    for group, found in candidates.items():
+        at = found.index(choice[group]) + 1
+        if at < len(found) and found[at].bytes - found[at - 1].bytes <= room and found[at].cost < found[at - 1].cost:
+            added = found[at].bytes - found[at - 1].bytes
+            steps.append(((found[at].cost - found[at - 1].cost) / added, group, found[at]))
+    return min(steps, key=lambda step: step[0])[1:] if steps else None

@@ -1,0 +1,208 @@
+"""Filters that are nearly the same, found by similarity and tied: each distinct one is stored once."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..check import ArgumentError, ArgumentTypeError
+from .errors import Error
+from .layers import Group, finite, groups_of, layer_bytes, matching, named_layers
+from .report import Layer, Report, smaller
+
+KINDS = ("cosine", "euclidean")
+RULES = ("mean", "learned")
+
+
+class Ties(nn.Module):
+    """A parametrization: the weight's output channels are taken from distinct filters by index.
+
+    The gradient of a distinct filter is the sum over the channels that take it, in a fixed order; by the rule "mean" it
+    is their mean: a step of SGD then moves it as if each had been stepped by itself and the mean taken afterwards.
+
+    index: int64 [channels]; the distinct filters are `parametrizations.weight.original` of the layer.
+    """
+
+    def __init__(self, index: Tensor, rule: str) -> None:
+        super().__init__()
+        self.rule = rule
+        self.index: Tensor
+        self.register_buffer("index", index)
+
+    def forward(self, filters: Tensor) -> Tensor:
+        return _Take.apply(filters, self.index, self.rule == "mean")  # pyright: ignore[reportReturnType]
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The mean filter of each group."""
+        return _by_group(weight, self.index, True)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, filters: Tensor, index: Tensor, mean: bool) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.mean, ctx.count = mean, len(filters)
+        return filters.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return _by_group(grads[0], index, ctx.mean, ctx.count), None, None
+
+
+def _by_group(rows: Tensor, index: Tensor, mean: bool, count: int | None = None) -> Tensor:
+    """Sum or mean of the rows of each group; not by index_add, whose order on a GPU is no fixed one."""
+    count = int(index.max()) + 1 if count is None else count
+    member = torch.nn.functional.one_hot(index.long(), count).T.to(rows.dtype)
+    sums = member @ rows.flatten(1)
+    if mean:
+        sums = sums / member.sum(1, keepdim=True)
+    return sums.view(count, *rows.shape[1:])
+
+
+def similar_filters(
+    model: nn.Module,
+    threshold: float | None = None,
+    kind: str = "cosine",
+    *,
+    tie: str | None = None,
+    skip: str | Collection[str] = (),
+) -> tuple[nn.Module, Report]:
+    """Find filters (output channels) of a layer that are nearly the same and, with `tie`, store them once.
+
+    The first filter of a layer leads a group; each next one joins the first group whose leader it is as near to as
+    `threshold` says, or leads one of its own. A tied layer holds the mean filter of each group and the number of a
+    group for each channel; biases stay as they are. Its dense weight is put together in every forward.
+
+    Args:
+        model: any module; it is not changed. Layers are those that `compress` shares.
+        threshold: the least cosine (default 0.95), or the largest Euclidean distance relative to the leader's length
+            (default 0.3).
+        kind: "cosine" or "euclidean". The cosine passes over lengths: tied filters of different length change more.
+        tie: None: only report. "learned": the gradient of a tied filter is the sum over its channels. "mean": it is
+            their mean, so that a step of SGD gives the mean of the filters stepped one by one.
+        skip: names of layers to keep (`*` and `?` match).
+
+    Returns:
+        The model with ties (`model` itself if `tie` is None), and the report: `Layer.groups` are the channels that are
+        alike, and bytes are after tying, whether or not it was asked for.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is out of range or names no layer, a weight is not finite, or no
+            layer has filters.
+    """
+    _check(model, threshold, kind, tie)
+    new = model if tie is None else copy.deepcopy(model)
+    groups, kept = groups_of(new)
+    finite("similar_filters", groups)
+    skipped = matching("similar_filters", "skip", [name for group in groups for name in group.names], skip)
+    if not groups:
+        raise ArgumentError("similar_filters: model has no layer whose filters could be tied")
+    before, layers, by_name = layer_bytes(new), named_layers(new), {g.name: g for g in groups if g.name not in skipped}
+    rows = []
+    for name, module in layers.items():
+        row = Layer(name, type(module).__name__, None, None, before[name], before[name], kept.get(name, "skipped"))
+        if name in by_name:
+            row = _tied(row, by_name[name], _threshold(threshold, kind), kind, tie)
+        rows.append(row)
+    return new, Report(tuple(rows))
+
+
+def _check(model: Any, threshold: Any, kind: Any, tie: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"similar_filters: model must be a torch.nn.Module, but is {type(model).__name__}")
+    if kind not in KINDS:
+        raise ArgumentError(f"similar_filters: kind must be one of {', '.join(map(repr, KINDS))}, but is {kind!r}")
+    if tie not in (None, *RULES):
+        raise ArgumentError(f"similar_filters: tie must be 'mean', 'learned' or None, but is {tie!r}")
+    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
+        raise ArgumentTypeError(f"similar_filters: threshold must be a number, but is {threshold!r}")
+    low, high = (-1, 1) if kind == "cosine" else (0, math.inf)
+    if threshold is not None and not low <= threshold <= high:
+        raise ArgumentError(f"similar_filters: threshold must be from {low} to {high} for {kind}, but is {threshold}")
+
+
+def _threshold(threshold: float | None, kind: str) -> float:
+    return threshold if threshold is not None else 0.95 if kind == "cosine" else 0.3
+
+
+def _tied(row: Layer, group: Group, threshold: float, kind: str, tie: str | None) -> Layer:
+    """The row of a layer; ties its filters if that is asked for and saves bytes."""
+    module = group.modules[0]
+    weight = module.weight.detach()
+    index = _leaders(weight.flatten(1), threshold, kind)
+    count = int(index.max()) + 1 if len(index) else 0
+    alike = tuple(tuple((index == number).nonzero().flatten().tolist()) for number in range(count))
+    alike = tuple(channels for channels in alike if len(channels) > 1)
+    row = replace(row, shape=tuple(weight.shape), groups=alike, note="")
+    if not alike:
+        return replace(row, note="no filters alike")
+    if len(group.modules) > 1:
+        return replace(row, note=f"{len(index)} filters, {count} distinct, but its weight is also {group.names[1]}'s")
+    saved = (len(index) - count) * weight[0].numel() * weight.element_size() - index.numel() * index.element_size()
+    note = f"{len(index)} filters, {count} distinct"
+    if saved <= 0:
+        return replace(row, note=f"{note}, but tying them would not make it smaller")
+    filters = _by_group(weight, index, True)
+    error = Error().add(filters.index_select(0, index), weight)
+    if tie is not None:
+        parametrize.register_parametrization(module, "weight", Ties(index, tie), unsafe=True)
+    return replace(
+        row,
+        bytes_after=row.bytes_before - saved,
+        note=f"{note}, {smaller(row.bytes_before, row.bytes_before - saved)}",
+        weight_error=error.relative,
+        weight_error_max=error.largest,
+    )
+
+
+def _leaders(rows: Tensor, threshold: float, kind: str) -> Tensor:
+    """The number of each row's group: int32 [rows]."""
+    near = _near(rows, threshold, kind).tolist()
+    leaders: list[int] = []
+    index = []
+    for number, row in enumerate(near):
+        found = next((at for at, leader in enumerate(leaders) if row[leader]), None)
+        if found is None:
+            found = len(leaders)
+            leaders.append(number)
+        index.append(found)
+    return torch.tensor(index, dtype=torch.int32, device=rows.device)
+
+
+def _near(rows: Tensor, threshold: float, kind: str) -> Tensor:
+    """Whether each row is near to each other one as a leader: bool [rows, leaders]."""
+    rows = rows.double()
+    lengths = rows.norm(dim=1)
+    if kind == "euclidean":
+        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") <= threshold * lengths
+    products, sizes = rows @ rows.T, lengths.unsqueeze(1) * lengths
+    equal = (sizes == 0) & (lengths.unsqueeze(1) == lengths)  # both zero
+    return (products >= threshold * sizes) & (sizes > 0) | equal
+
+
+def ties_of(module: Any) -> Ties | None:
+    """The ties of a module's filters, if they are all that its weight is parametrized by."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    (*others, last) = module.parametrizations["weight"]
+    return last if isinstance(last, Ties) and not others else None
+
+
+def untie(module: Any) -> None:
+    """Give a module its dense weight back.
+
+    Not by remove_parametrizations, which takes the weight from the class: a copy of a module has the class in common.
+    """
+    original = module.parametrizations["weight"].original
+    weight = nn.Parameter(module.weight.detach().clone(), requires_grad=original.requires_grad)
+    module.__class__ = type(module).__bases__[0]
+    del module._modules["parametrizations"]
+    module._parameters = {"weight": weight, **module._parameters}

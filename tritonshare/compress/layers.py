@@ -1,0 +1,149 @@
+"""What a model is made of: layers by name, weights that layers have in common, bytes; and new layers for old."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..check import ArgumentError
+from ..nn import ConvActPool2d, SharedConv2d, SharedLinear
+
+DENSE = (nn.Linear, nn.Conv2d, ConvActPool2d)  # exactly these: a subclass may use its weight in a way of its own
+SHARED = (SharedLinear, SharedConv2d)
+
+
+@dataclass(eq=False)
+class Group:
+    """Layers that have one weight in common; nearly always a single layer."""
+
+    names: list[str]  # the first of each module
+    modules: list[Any]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def label(self) -> str:
+        return self.name or "(model)"
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that hold tensors themselves, each under its first name."""
+    return {name: module for name, module in _layers(model) if any(True for _ in own_tensors(module))}
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by first name; what a weight is parametrized by belongs to its layer."""
+    return ((name, module) for name, module in model.named_modules() if "parametrizations" not in name.split("."))
+
+
+def own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of the module itself that a state_dict has, those it is parametrized by among them."""
+    if nn.utils.parametrize.is_parametrized(module):
+        for part in module._modules["parametrizations"].modules():  # pyright: ignore[reportOptionalMemberAccess]
+            yield from own_tensors(part)
+    hidden = module._non_persistent_buffers_set
+    yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+    yield from (tensor for key, tensor in module._buffers.items() if tensor is not None and key not in hidden)
+
+
+def layer_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of every layer's tensors; a tensor that several layers have counts in the first."""
+    seen: set[int] = set()
+    found: dict[str, int] = {}
+    for name, module in _layers(model):
+        fresh = {id(tensor): tensor for tensor in own_tensors(module) if id(tensor) not in seen}
+        seen |= fresh.keys()
+        found[name] = sum(tensor.numel() * tensor.element_size() for tensor in fresh.values())
+    return found
+
+
+def groups_of(model: nn.Module) -> tuple[list[Group], dict[str, str]]:
+    """Layers whose weights can be shared, by weight, and why each other layer is kept."""
+    owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, module, key))
+    groups: dict[int, Group] = {}
+    kept: dict[str, str] = {}
+    for name, module in named_layers(model).items():
+        why = _unfit(module)
+        if not why:
+            weight = module._parameters["weight"]
+            others = [other for other in owners[id(weight)] if other[1] is not module or other[2] != "weight"]
+            odd = [
+                other for other in others if other[2] != "weight" or _unfit(other[1]) or not _alike(module, other[1])
+            ]
+            why = f"its weight is also {odd[0][0]}.{odd[0][2]}" if odd else ""
+            if not why:
+                group = groups.setdefault(id(weight), Group([], []))
+                group.names.append(name)
+                group.modules.append(module)
+        if why:
+            kept[name] = why
+    return list(groups.values()), kept
+
+
+def _alike(module: nn.Module, other: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) == isinstance(other, nn.Conv2d)
+
+
+def _unfit(module: nn.Module) -> str:
+    """Why a layer with tensors of its own cannot be shared, or ''."""
+    kind = type(module).__name__
+    if isinstance(module, SHARED):
+        return f"shared already, with {module.bits} bits"
+    if nn.utils.parametrize.is_parametrized(module):
+        return "its weight is parametrized"
+    if type(module) not in DENSE:
+        return f"{kind} is not shared"
+    if not set(module._parameters) <= {"weight", "bias"} or module._parameters.get("weight") is None or module._buffers:
+        return "it has other tensors than weight and bias"
+    if module._modules:
+        return "it has modules inside"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it has hooks"
+    weight: Any = module.weight
+    return "" if weight.is_floating_point() else f"its weight is {weight.dtype}"
+
+
+def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put new modules in place of old ones wherever they are used; returns the model, which may be one of them."""
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is not None and child in new:
+                parent._modules[key] = new[child]
+    return new.get(model, model)
+
+
+def matching(op: str, argument: str, names: Iterable[str], patterns: Any) -> dict[str, str]:
+    """The names that `patterns` match, each with its pattern: a name, or one with * and ?. Raises ArgumentError."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    names, found = list(names), {}
+    for pattern in patterns:
+        hits = [name for name in names if name == pattern] or [name for name in names if fnmatchcase(name, pattern)]
+        if not hits:
+            raise ArgumentError(f"{op}: {argument} names {pattern!r}, but no layer that could be shared is called that")
+        found |= {name: pattern for name in hits if name not in found}
+    return found
+
+
+def modules_by_name(model: nn.Module, test: Callable[[nn.Module], Any]) -> dict[str, nn.Module]:
+    """Every name of the modules that pass `test`: one for each place where a module is used."""
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if test(module)}
+
+
+def finite(op: str, groups: Iterable[Group]) -> None:
+    """Raise ArgumentError for the first weight that is not finite."""
+    for group in groups:
+        weight = group.modules[0].weight.detach()
+        bad = weight.numel() - int(torch.isfinite(weight).sum())
+        if bad:
+            raise ArgumentError(f"{op}: model has {bad:,} weights that are not finite in layer {group.label}")

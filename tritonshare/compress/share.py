@@ -1,0 +1,187 @@
+"""A model with shared weights, and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..check import ArgumentError, ArgumentTypeError
+from . import errors
+from .bits import Candidate, Choice, Wanted, check_choice, for_bytes, for_error, for_sample_error, weight_bytes
+from .filters import ties_of, untie
+from .layers import SHARED, Group, finite, groups_of, layer_bytes, named_layers, replace
+from .report import Layer, Report, smaller
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def compress(
+    model: nn.Module,
+    bits: int | Mapping[str, int] = 4,
+    *,
+    codebooks: int | Mapping[str, int] = 1,
+    sample: Any = None,
+    target_bytes: int | None = None,
+    max_error: float | None = None,
+    skip: str | Collection[str] = (),
+    iterations: int | None = None,
+    progress: Progress = iter,
+) -> tuple[nn.Module, Report]:
+    """A copy of `model` whose `nn.Linear`, `nn.Conv2d` and `ConvActPool2d` layers share their weights, and a report.
+
+    A shared layer keeps `2**bits` numbers a codebook and an index of `bits` bits a weight; the numbers are centroids of
+    its weights (k-means), and stay trainable. Layers that would not get smaller are kept, and the report says so.
+    Layers and weights that are used in several places stay one. Biases stay as they are.
+
+    Args:
+        model: any module; it is not changed.
+        bits: 1 to 8, for all layers or by name (`*` and `?` match); layers without a name in it are kept.
+        codebooks: of a layer, each for a range of output channels, for all layers or by name (else 1);
+            where the channels cannot be divided so, the next smaller number that they can be divided by.
+        sample: an input, a tuple of inputs, or a dict of keyword arguments; with it the report has errors of outputs,
+            of copies in `eval` mode.
+        target_bytes: bits are chosen by layer so that parameters and buffers take at most this much. From the most bits
+            down, the layer that adds the least error for each byte it saves (and that is still to be saved) gives one
+            up, until they fit; what is then left goes to the layers that gain most. A layer's error is the squared
+            relative error of its weights or, with a sample, of the model's outputs when it alone is shared.
+        max_error: bits are chosen by layer so that the relative L2 error is at most this. Without a sample it is that
+            of each layer's weights, and each layer takes the fewest bits. With one it is that of the model's outputs:
+            from the most bits down, as for `target_bytes`, and a layer whose step would exceed it keeps its bits.
+        skip: names of layers to keep (`*` and `?` match).
+        iterations: of k-means, at most (None: the layer's own default).
+        progress: wraps the layers that are iterated over, such as `tqdm`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is out of range, names no layer, or cannot be met; a weight is not
+            finite; no layer can be shared. The sentence names layer and argument.
+    """
+    _check_model("compress", model)
+    check_choice(bits, target_bytes, max_error)
+    limited = target_bytes is not None or max_error is not None
+    new = copy.deepcopy(model)
+    groups, kept = groups_of(new)
+    finite("compress", groups)
+    wanted = Wanted(groups, bits, codebooks, skip, limited, iterations)
+    candidates: dict[Group, list[Candidate]] = {}
+    for group in progress(groups):
+        found, why = wanted.candidates(group)
+        kept |= dict.fromkeys(group.names, why) if why else {}
+        candidates |= {group: found} if found else {}
+    if not candidates:
+        reasons = "; ".join(f"{name or '(model)'}: {why}" for name, why in list(kept.items())[:3])
+        raise ArgumentError(f"compress: model has no layer to share ({reasons or 'it has no weights'})")
+
+    before, layers = layer_bytes(new), named_layers(new)
+    modes = {module: module.training for module in new.modules()}
+    choice, rule = {group: found[-1] for group, found in candidates.items()}, ""
+    trial = None if sample is None else _Trial(new.eval(), sample)
+    if trial and limited:
+        for group, candidate in progress([(group, one) for group, found in candidates.items() for one in found]):
+            candidate.cost = trial.error({group: candidate}).squared
+    if target_bytes is not None:
+        rest = sum(before.values()) - sum(map(weight_bytes, candidates))
+        choice, rule = for_bytes(candidates, target_bytes, rest)
+    elif max_error is not None and trial:
+        error = trial.error
+        choice, rule = for_sample_error(candidates, max_error, lambda tried: error(tried).relative)
+    elif max_error is not None:
+        choice, rule = for_error(candidates, max_error)
+
+    placed = _placed(choice)
+    of_outputs = trial.of_layers(placed) if trial else {}
+    output_error = trial.error(choice).relative if trial else None
+    new = replace(new, placed)
+    for old, mode in modes.items():
+        placed.get(old, old).training = mode
+    after = layer_bytes(new)
+    chosen = {name: candidate for group, candidate in choice.items() for name in group.names}
+    rows = [
+        Layer(
+            name,
+            type(old).__name__,
+            _shape(old),
+            chosen[name].bits if name in chosen else None,
+            before[name],
+            after[name],
+            smaller(before[name], after[name]) if name in chosen else kept.get(name, ""),
+            chosen[name].error.relative if name in chosen else None,
+            chosen[name].error.largest if name in chosen else None,
+            output_error=of_outputs.get(old),
+        )
+        for name, old in layers.items()
+    ]
+    return new, Report(tuple(rows), output_error, rule)
+
+
+def decompress(model: nn.Module) -> nn.Module:
+    """A copy of `model` with plain layers: `nn.Linear`, `nn.Conv2d`, and `ConvActPool2d` where there is a block.
+
+    Shared weights are decoded to the values they stand for, and ties of filters (`similar_filters`) are undone. The
+    outputs stay what they were, to rounding; what layers had in common they still have.
+
+    Raises: ArgumentError where there is nothing to decompress, ArgumentTypeError for a model that is no module.
+    """
+    _check_model("decompress", model)
+    model = copy.deepcopy(model)
+    new: dict[nn.Module, nn.Module] = {}
+    weights: dict[tuple[int, int], nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, SHARED):
+            dense: Any = module.to_dense()
+            common = (id(module.codebook), module.codes.data_ptr())
+            dense.weight = weights.setdefault(common, dense.weight)
+            dense.bias = module.bias
+            new[module] = dense
+    tied = [module for module in model.modules() if ties_of(module) is not None]
+    if not new and not tied:
+        raise ArgumentError("decompress: model has neither shared layers nor tied filters")
+    for module in tied:
+        untie(module)
+    return replace(model, new)
+
+
+def _check_model(op: str, model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"{op}: model must be a torch.nn.Module, but is {type(model).__name__}")
+
+
+def _shape(module: nn.Module) -> tuple[int, ...] | None:
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else None
+
+
+def _placed(choice: Choice) -> dict[nn.Module, nn.Module]:
+    """What comes in each module's place. Layers with one weight get one codebook and one set of indices."""
+    placed: dict[nn.Module, nn.Module] = {}
+    for group, candidate in choice.items():
+        for module in group.modules:
+            made: Any = candidate.module
+            if module is not group.modules[0]:
+                made = type(made).from_dense(module, made.bits, made.codebooks, iterations=0)
+                made.codebook, made.codes = candidate.module.codebook, candidate.module.codes
+            made.bias = module.bias
+            placed[module] = made.train(module.training)
+    return placed
+
+
+class _Trial:
+    """A model and a sample: what sharing does to its outputs."""
+
+    def __init__(self, model: nn.Module, sample: Any) -> None:
+        self.model, self.sample = model, sample
+        self.truth = errors.run(model, sample)
+
+    def error(self, choice: Choice) -> errors.Error:
+        """Of the outputs, with the layers of `choice` shared."""
+        placed = _placed(choice)
+        shared = replace(self.model, placed)
+        try:
+            return errors.between(errors.run(shared, self.sample), self.truth)
+        finally:
+            replace(shared, {new: old for old, new in placed.items()})
+
+    def of_layers(self, placed: Mapping[nn.Module, nn.Module]) -> dict[nn.Module, float]:
+        return {module: error.relative for module, error in errors.of_layers(self.model, self.sample, placed).items()}
