@@ -19,8 +19,8 @@ from triton.runtime.jit import mangle_type
 import tritonshare.functional
 from bench.rows import DTYPES
 from bench.sass import compile_for
-from tritonshare import launch, plan
-from tritonshare.op import Case, Op, Problem, explaining
+from tritonshare import gate, launch, plan
+from tritonshare.op import Case, Op, Problem, differentiable, explaining, first_of
 from tritonshare.plan import Plan
 
 # How a call computes: the dtype of its tensors, and torch's switch for the products of fp32.
@@ -109,24 +109,24 @@ def in_layout(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
 
 def case_tensors(case: Case, dtype: torch.dtype, *, device: str, channels_last: bool = True) -> list[Any]:
     """A case's tensors, all of which want a gradient; None where it leaves one out. Values are not set."""
-    empty = [None if s is None else torch.empty(s, dtype=dtype, device=device) for s in case.tensors]
-    return [None if t is None else in_layout(t, channels_last).requires_grad_() for t in empty]
+    empty = [None if t is None else in_layout(t, channels_last) for t in case.empty(dtype, device)]
+    return gate.wanting_gradients(empty)
 
 
-def call(op: Op, tensors: Sequence[Any], case: Case) -> torch.Tensor:
+def call(op: Op, tensors: Sequence[Any], case: Case) -> Any:
     """The op's public function on `tensors`, with a case's options."""
     return getattr(tritonshare.functional, op.name)(*tensors, **case.options)
 
 
 def needs(case: Case) -> list[bool]:
     """Which of a case's tensors want a gradient, where it stands in a network."""
-    return [shape is not None and not (i == 0 and "data" in case.tags) for i, shape in enumerate(case.tensors)]
+    return [d and not (i == 0 and "data" in case.tags) for i, d in enumerate(differentiable(case.empty()))]
 
 
 def record_call(op: Op, case: Case, dtype: torch.dtype, arch: str, *, channels_last: bool = True) -> RecordedCall:
     """The launches of a case's call and of its gradients on a GPU of this arch."""
     tensors = case_tensors(case, dtype, device="meta", channels_last=channels_last)
     with plan.using(device=plan.DEVICES[arch]), launch.record() as launches, explaining() as explanations:
-        out = call(op, tensors, case)
-        torch.autograd.grad(out, [t for t in tensors if t is not None], torch.empty_like(out))
+        out = first_of(call(op, tensors, case))
+        torch.autograd.grad(out, [t for t in tensors if t is not None and t.requires_grad], torch.empty_like(out))
     return RecordedCall(explanations[0].problem, tuple(RecordedLaunch(*entry) for entry in launches))

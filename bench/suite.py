@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch._functorch.config
 
-from bench.launches import NUMBERS, call, case_tensors, in_layout, needs, numbers
+from bench.launches import NUMBERS, case_tensors, in_layout, needs, numbers
 from bench.roofs import Roofs
 from bench.rows import OURS, DeviceRow, Subject, is_ours
-from tritonshare import gate
+from tritonshare import functional, gate
 from tritonshare.machine import Call, Interval, Machine
-from tritonshare.op import Case, Cost, Op, Rival, Unavailable, explaining
+from tritonshare.op import Case, Cost, Op, Rival, Unavailable, explaining, first_of
 
 
 def compiled(**settings: Any) -> Callable[[Op], Rival]:
@@ -119,9 +119,10 @@ class Prepared:
         self.needs = [wanted and self.trains for wanted in needs(case)]
         judge = judged(machine, setting)
         if rival is None:
-            self.function = lambda *tensors: call(op, tensors, case)
+            function = partial(getattr(functional, op.name), **case.options)
         else:
-            self.function = rival.build(op.canonical(judge.tensors, *gate.raw_options(op, case.options)))
+            function = rival.build(op.canonical(judge.tensors, *gate.raw_options(op, case.options)))
+        self.function = lambda *tensors: first_of(function(*tensors))
         channels_last = ((rival.layout if rival else None) or setting.layout) == "channels_last"
         self._judge(judge, channels_last)
         self.grad = judge.grad
@@ -189,7 +190,7 @@ def judged(machine: Machine, setting: Setting) -> gate.Judge:
     generator = torch.Generator(machine.device).manual_seed(0)
     dtype, _ = NUMBERS[setting.dtype]
     empty = case_tensors(setting.case, dtype, device=machine.device, channels_last=setting.layout == "channels_last")
-    tensors = [None if t is None else gate.fill(t.detach(), generator) for t in empty]
+    tensors = gate.filled(setting.case, empty, generator)
     return gate.Judge(setting.op, setting.case, tensors, truth_device=machine.device)
 
 
@@ -222,7 +223,7 @@ def least(setting: Setting, pass_: str) -> Cost:
     """What a pass must move and compute at the least: the costs of the op's kernels, added up."""
     op, case = setting.op, setting.case
     dtype, _ = NUMBERS[setting.dtype]
-    tensors = [None if s is None else torch.empty(s, dtype=dtype, device="meta") for s in case.tensors]
+    tensors = case.empty(dtype)
     problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
     costs = problem.cost(case.tensors[0][0], [pass_ != "inference" and wanted for wanted in needs(case)])
     forward, backward = [costs.pop("forward")], [*costs.values()]

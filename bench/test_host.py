@@ -17,7 +17,7 @@ from bench.launches import call
 from bench.rows import OURS, PASSES, HostRow, record
 from bench.stub_driver import stub_driver
 from tritonshare import gate, launch
-from tritonshare.op import REGISTRY, Case
+from tritonshare.op import REGISTRY, Case, first_of
 
 ROUNDS = {"rounds": 200, "iterations": 100, "warmup_rounds": 20}
 
@@ -31,7 +31,7 @@ def one_sample(op):
 
 def smallest(op):
     """The op's case with the fewest elements, if not none."""
-    counted = [(sum(prod(shape) for shape in case.tensors if shape), case.name, case) for case in op.cases]
+    counted = [(sum(prod(shape) for shape in case.shapes if shape), case.name, case) for case in op.cases]
     return min((entry for entry in counted if 0 not in entry[2].tensors[0]), key=lambda entry: entry[:2])[2]
 
 
@@ -85,10 +85,10 @@ def test_host(benchmark, monkeypatch, op, provider, pass_):
             with torch.no_grad():
                 benchmark.pedantic(function, tensors, **ROUNDS)
             return
-        leaves = [t if t is None else t.requires_grad_() for t in tensors]
+        leaves = gate.wanting_gradients(tensors)
         if pass_ == "training":
             benchmark.pedantic(function, leaves, **ROUNDS)
             return
-        grad = torch.empty_like(function(*leaves))
-        wanted = [t for t in leaves if t is not None]
-        benchmark.pedantic(lambda: torch.autograd.grad(function(*leaves), wanted, grad), **ROUNDS)
+        grad = torch.empty_like(first_of(function(*leaves)))
+        wanted = [t for t in leaves if t is not None and t.requires_grad]
+        benchmark.pedantic(lambda: torch.autograd.grad(first_of(function(*leaves)), wanted, grad), **ROUNDS)

@@ -6,7 +6,7 @@ import torch
 import tritonshare  # noqa: F401 (registers the ops)
 from tests.guard import Guard
 from tritonshare import functional, gate
-from tritonshare.op import REGISTRY
+from tritonshare.op import REGISTRY, first_of
 
 OPS = tuple(REGISTRY.values())
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,7 +29,17 @@ def case_of(op, tag):
 
 
 def call(op, tensors, **options):
-    return getattr(functional, op.name)(*tensors, **options)
+    """What an op's function returns; of several tensors the one that has a gradient."""
+    return first_of(getattr(functional, op.name)(*tensors, **options))
+
+
+def leaves(case, dtype=torch.float32, family="random"):
+    """A case's tensors, all of which want a gradient that can have one."""
+    return gate.wanting_gradients(gate.make_tensors(case, dtype, family=family))
+
+
+def wanting(tensors):
+    return [t for t in tensors if t is not None and t.requires_grad]
 
 
 def results(op, tensors, grad=None, family="integers", **options):
@@ -48,6 +58,10 @@ def assert_same_bits(pairs):
 
 
 # The same numbers in other layouts.
+
+
+def moved(layout, tensors):
+    return [None if t is None else layout(t) for t in tensors]
 
 
 def to_channels_last(t):

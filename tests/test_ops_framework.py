@@ -6,8 +6,9 @@ import copy
 import pytest
 import torch
 
-from tests.ops import call, case_of, cases, ops, results
+from tests.ops import call, case_of, cases, leaves, ops, results, wanting
 from tritonshare import functional, gate, plan
+from tritonshare.op import differentiable
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
 
@@ -24,7 +25,7 @@ def compiled(op, case, **options):
 @pytest.mark.parametrize("op", ops())
 def test_opcheck(op):
     case = case_of(op, "tiny")
-    tensors = [t if t is None else t.requires_grad_() for t in gate.make_tensors(case, torch.float32)]
+    tensors = leaves(case)
     arguments = (*tensors, *op.canonical(tensors, *gate.raw_options(op, case.options)))
     registered = getattr(torch.ops.tritonshare, op.name)
     torch.library.opcheck(registered, arguments)
@@ -33,7 +34,7 @@ def test_opcheck(op):
     backward = getattr(torch.ops.tritonshare, f"{op.name}_backward")
     detached = [t if t is None else t.detach() for t in tensors]
     grad = gate.make_gradient(outs[0])
-    needs = [t is not None for t in tensors]
+    needs = differentiable(tensors)
     torch.library.opcheck(
         backward,
         (grad, *detached, *outs, *arguments[op.tensors :], needs),
@@ -86,19 +87,24 @@ def test_bad_arguments_are_refused_while_compiling(op):
 @pytest.mark.parametrize("op", ops())
 def test_vmap_and_per_sample_gradients(op):
     case = case_of(op, "tiny")
-    x, *rest = gate.make_tensors(case, torch.float32)
+    tensors = gate.make_tensors(case, torch.float32)
+    x = tensors[0]
     batched = torch.stack([x, 2 * x])
+    position = max(i for i, d in enumerate(differentiable(tensors)[:3]) if d)
+    second = tensors[position]
 
     def function(x, second):
-        return call(op, [x, second, *rest[1:]], **case.options)
+        return call(op, [{0: x, position: second}.get(i, t) for i, t in enumerate(tensors)], **case.options)
 
-    expected = torch.stack([function(t, rest[0]) for t in batched])
-    torch.testing.assert_close(torch.vmap(function, in_dims=(0, None))(batched, rest[0]), expected)
+    expected = torch.stack([function(t, second) for t in batched])
+    torch.testing.assert_close(torch.vmap(function, in_dims=(0, None))(batched, second), expected)
+    if position == 0:
+        return
 
-    found = torch.vmap(torch.func.grad(lambda w, x: function(x, w).sum()), in_dims=(None, 0))(rest[0], batched)
+    found = torch.vmap(torch.func.grad(lambda w, x: function(x, w).sum()), in_dims=(None, 0))(second, batched)
     expected = []
     for t in batched:
-        leaf = rest[0].clone().requires_grad_()
+        leaf = second.clone().requires_grad_()
         expected += torch.autograd.grad(function(t, leaf).sum(), leaf)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
@@ -140,27 +146,28 @@ def test_vmap_inside_compile(op):
 @pytest.mark.parametrize("op", ops())
 def test_autocast_casts_as_torch_does(op, dtype):
     case = case_of(op, "tiny")
-    tensors = [None if t is None else t.requires_grad_() for t in gate.make_tensors(case, torch.float32)]
+    tensors = leaves(case)
     with torch.autocast("cpu", dtype=dtype):
         output = call(op, tensors, **case.options)
     assert output.dtype == dtype
-    lower = [None if t is None else t.to(dtype) for t in tensors]
+    lower = [t.to(dtype) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
     torch.testing.assert_close(output, call(op, lower, **case.options))
     output.sum().backward()
-    assert all(t.grad.dtype == torch.float32 for t in tensors if t is not None)
+    assert all(t.grad.dtype == torch.float32 for t in wanting(tensors))
 
 
 @pytest.mark.parametrize("op", ops())
 def test_double_backward(op):
     """A gradient penalty: the gradient of a gradient's norm, against torch's in fp64."""
-    case = case_of(op, "tiny")
+    case = next((case for case in op.cases if "smooth" in case.tags), case_of(op, "tiny"))
 
     def penalty(dtype):
-        tensors = [t if t is None else t.to(dtype).requires_grad_() for t in gate.make_tensors(case, torch.float32)]
-        output = call(op, tensors, **{**case.options, "activation": "tanh"})
-        leaves = [t for t in tensors if t is not None]
-        grads = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+        tensors = gate.make_tensors(case, torch.float32)
+        tensors = [t.to(dtype) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
+        tensors = gate.wanting_gradients(tensors)
+        output = call(op, tensors, **case.options)
+        grads = torch.autograd.grad(output.square().sum(), wanting(tensors), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), wanting(tensors))
 
     with plan.using(path="reference"):
         expected = penalty(torch.float64)

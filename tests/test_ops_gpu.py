@@ -13,8 +13,9 @@ from torch._prims_common import suggest_memory_format
 from bench.launches import NUMBERS, case_tensors, numbers
 from tests.guard import poisoned_allocations
 from tests.on_gpu import finite, one_and_repetitions, passes, same_bits
-from tests.ops import OPS, call, case_of, cases, ops, strided, to_channels_last, unaligned
+from tests.ops import OPS, call, case_of, cases, moved, ops, strided, to_channels_last, unaligned
 from tritonshare import gate
+from tritonshare.op import differentiable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.dry]
 
@@ -35,7 +36,7 @@ def with_numbers(parameters, names=tuple(NUMBERS)):
 def layers():
     """(op, case, numbers, whether in channels_last), the smallest layer of each op first."""
     found = []
-    for op, case in sorted((p.values for p in cases("layer")), key=lambda v: sum(prod(s) for s in v[1].tensors if s)):
+    for op, case in sorted((p.values for p in cases("layer")), key=lambda v: sum(prod(s) for s in v[1].shapes if s)):
         for name in NUMBERS if "chips" in case.tags else ("bf16",):
             if name != "fp32":
                 found.append(pytest.param(op, case, name, True, id=f"{op.name}-{case.name}-{name}"))
@@ -82,7 +83,7 @@ def test_layer(machine, room, op, case, name, channels_last):
     generator = torch.Generator(machine.device).manual_seed(0)
     with numbers(name) as dtype:
         empty = case_tensors(case, dtype, device=machine.device, channels_last=channels_last)
-        tensors = [None if t is None else gate.fill(t.detach(), generator) for t in empty]
+        tensors = gate.filled(case, empty, generator)
         judge = gate.Judge(op, case, tensors, truth_device=machine.device)
         first = computed(op, case, judge.tensors, judge.grad)
         passes(machine, judge.compare(first))
@@ -156,8 +157,7 @@ def test_layouts_give_the_same_bits(machine, op, case, name):
         tensors, grad = of_case(machine, op, case, dtype)
         expected = computed(op, case, tensors, grad)
         for layout in (to_channels_last, strided, unaligned):
-            moved = [None if t is None else layout(t) for t in tensors]
-            same_bits(machine, computed(op, case, moved, grad), expected)
+            same_bits(machine, computed(op, case, moved(layout, tensors), grad), expected)
             same_bits(machine, computed(op, case, tensors, layout(grad)), expected)
 
 
@@ -214,7 +214,7 @@ def test_nothing_is_written_out_of_bounds(machine, op, case, memory_format):
     with poisoned_allocations() as memory:
         outs = problem.forward(*tensors)
         kept = [out if keep else None for out, keep in zip(outs, problem.kept, strict=True)]
-        grads = problem.backward(grad, tensors, kept, [t is not None for t in tensors])
+        grads = problem.backward(grad, tensors, kept, differentiable(tensors))
     found = [outs[0], *(g for g in grads if g is not None)]
     memory.check()
     if not machine.dry:
@@ -324,7 +324,7 @@ def test_function_transforms(machine, op):
 def test_autocast(machine, op, dtype):
     case = case_of(op, "tiny")
     tensors = gate.make_tensors(case, torch.float32, machine.device)
-    lowered = [None if t is None else t.to(dtype) for t in tensors]
+    lowered = [t.to(dtype) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
     with torch.no_grad():
         grad = gate.make_gradient(call(op, lowered, **case.options))
     expected = computed(op, case, lowered, grad)

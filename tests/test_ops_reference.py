@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
-from tests.ops import call, case_of, cases, ops
+from tests.ops import call, case_of, cases, leaves, ops
 from tritonshare import functional, gate, launch
 from tritonshare.check import ArgumentError, ArgumentTypeError
+from tritonshare.op import first_of
 from tritonshare.plan import DEVICES, using
 
 pytestmark = pytest.mark.reference
@@ -59,15 +60,14 @@ def test_every_clause_can_be_broken(op):
 def test_the_function_is_the_reference(op, case):
     tensors = gate.make_tensors(case, torch.float32)
     expected = op.reference(*tensors, *op.canonical(tensors, *gate.raw_options(op, case.options)))
-    torch.testing.assert_close(call(op, tensors, **case.options), expected, rtol=0, atol=0)
+    torch.testing.assert_close(call(op, tensors, **case.options), first_of(expected), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))
 def test_gradcheck(op, case):
-    shrunk = [None if s is None else tuple(min(n, 7) for n in s) for s in case.tensors]
-    if any(a != b for a, b in zip(shrunk, case.tensors, strict=True)):
+    if any(n > 7 for shape in case.shapes for n in shape or ()):
         return  # numerical differentiation of a large case takes minutes; a small one is in the list
-    tensors = [None if t is None else t.requires_grad_() for t in gate.make_tensors(case, torch.float64)]
+    tensors = leaves(case, torch.float64)
     assert torch.autograd.gradcheck(lambda *t: call(op, t, **case.options), tensors)
 
 
@@ -75,7 +75,7 @@ def test_gradcheck(op, case):
 def test_canonical_options_are_left_as_they_are(op):
     rng = random.Random(0)
     for case in itertools.chain(op.cases, (op.draw(rng) for _ in range(100))):
-        tensors = [None if s is None else torch.empty(s, device="meta") for s in case.tensors]
+        tensors = case.empty()
         once = op.canonical(tensors, *gate.raw_options(op, case.options))
         assert op.canonical(tensors, *once) == once
 
@@ -85,10 +85,10 @@ def test_output_sizes_are_the_references(op):
     """What the kernels would allocate, on hundreds of drawn geometries, without computing anything."""
     rng = random.Random(1)
     for case in itertools.chain(op.cases, (op.draw(rng) for _ in range(400))):
-        tensors = [None if s is None else torch.empty(s, device="meta") for s in case.tensors]
+        tensors = case.empty()
         options = op.canonical(tensors, *gate.raw_options(op, case.options))
         allocated = op.problem(tensors, options).allocate(*tensors)[0]
-        assert allocated.shape == op.reference(*tensors, *options).shape, case
+        assert allocated.shape == first_of(op.reference(*tensors, *options)).shape, case
 
 
 @pytest.mark.parametrize("arch", DEVICES)
@@ -96,7 +96,7 @@ def test_output_sizes_are_the_references(op):
 def test_layouts_sum_in_the_same_order(op, case, arch):
     orders = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        tensors = [None if s is None else torch.empty(s, dtype=torch.float16, device="meta") for s in case.tensors]
+        tensors = case.empty(torch.float16)
         moved = [t.to(memory_format=layout) if t is not None and t.dim() == 4 else t for t in tensors]
         with using(device=DEVICES[arch]):
             problem = op.problem(moved, op.canonical(moved, *gate.raw_options(op, case.options)))

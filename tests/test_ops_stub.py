@@ -7,7 +7,7 @@ import torch
 
 from bench.stub_driver import stub_driver
 from tests.guard import Guard
-from tests.ops import call, case_of, cases, ops
+from tests.ops import call, case_of, cases, leaves, ops, wanting
 from tritonshare import gate, launch, plan
 from tritonshare.check import ArgumentError
 
@@ -21,18 +21,17 @@ def gpu(monkeypatch, fresh_problems):
         yield driver
 
 
-def leaves(case, dtype=torch.float16):
-    return [None if t is None else t.requires_grad_() for t in gate.make_tensors(case, dtype)]
+def halves(case):
+    return leaves(case, torch.float16)
 
 
 def backward(output, tensors):
-    wanted = [t for t in tensors if t is not None and t.requires_grad]
-    return torch.autograd.grad(output, wanted, torch.ones_like(output))
+    return torch.autograd.grad(output, wanting(tensors), torch.ones_like(output))
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))
 def test_launches_follow_the_plans(gpu, op, case):
-    tensors = leaves(case)
+    tensors = halves(case)
     output = call(op, tensors, **case.options)
     grads = backward(output, tensors)
     problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
@@ -55,7 +54,7 @@ def test_launches_follow_the_plans(gpu, op, case):
 def test_a_repeated_call_neither_compiles_nor_binds(gpu, op):
     case = case_of(op, "tiny")
     for batch in (case.tensors[0][0], case.tensors[0][0], case.tensors[0][0] + 3):
-        tensors = leaves(case)
+        tensors = halves(case)
         tensors[0] = tensors[0].detach()[:1].repeat(batch, *[1] * (tensors[0].dim() - 1)).requires_grad_()
         work = (len(gpu.compiles), gpu.binder_runs)
         backward(call(op, tensors, **case.options), tensors)
@@ -70,7 +69,7 @@ def test_a_repeated_call_neither_compiles_nor_binds(gpu, op):
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))
 def test_batches_of_every_size_share_a_problem(gpu, op, case):
     """The stub refuses a launch that does not suit what was compiled for another batch."""
-    x, *rest = leaves(case)
+    x, *rest = halves(case)
     for batch in (1, 200, 1, 17):
         many = x.detach()[:1].repeat(batch, *[1] * (x.dim() - 1)).requires_grad_()
         backward(call(op, [many, *rest], **case.options), [many, *rest])
@@ -80,7 +79,7 @@ def test_batches_of_every_size_share_a_problem(gpu, op, case):
 @pytest.mark.parametrize("op", ops())
 def test_calls_with_and_without_gradients_are_kernels_of_their_own(gpu, op):
     case = case_of(op, "tiny")
-    tensors = leaves(case)
+    tensors = halves(case)
     for _ in range(2):
         backward(call(op, tensors, **case.options), tensors)
         with torch.no_grad():
@@ -88,7 +87,9 @@ def test_calls_with_and_without_gradients_are_kernels_of_their_own(gpu, op):
     with_gradients, without = gpu.launches[0], gpu.launches[-1]
     assert with_gradients.name == without.name
     absent = [name for name, value in without.arguments.items() if value is None]
-    assert any(isinstance(with_gradients.arguments[name], torch.Tensor) for name in absent), "nothing was spared"
+    problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
+    spared = any(isinstance(with_gradients.arguments[name], torch.Tensor) for name in absent)
+    assert spared == (problem.saved_bytes(case.shapes[0][0]) > 0), "nothing was spared"
 
 
 @pytest.mark.parametrize("op", ops())
@@ -106,7 +107,7 @@ def test_an_unaligned_view_is_compiled_once_for_itself(gpu, op):
 @pytest.mark.parametrize("op", ops())
 def test_nothing_is_launched_for_an_empty_batch_or_a_bad_argument(gpu, op):
     case = case_of(op, "tiny")
-    x, *rest = leaves(case)
+    x, *rest = halves(case)
     empty = x.detach()[:0].requires_grad_()
     grads = backward(call(op, [empty, *rest], **case.options), [empty, *rest])
     assert all((g == 0).all() for g in grads)

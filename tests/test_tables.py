@@ -455,7 +455,8 @@ def test_a_signature_is_of_all_but_the_batch(op):
         assert len(signature_of(op, case)) < 1000
         assert "\n" not in signature_of(op, case)
     case = next(c for c in op.cases if "laws" in c.tags)
-    ways = [(name, last) for name in NUMBERS for last in (True, False)]
+    layouts = (True, False) if any(len(shape or ()) == 4 for shape in case.shapes) else (True,)
+    ways = [(name, last) for name in NUMBERS for last in layouts]
     assert len({signature_of(op, case, *way) for way in ways}) == len(ways)
 
 
@@ -464,7 +465,7 @@ def test_a_signature_is_of_all_but_the_batch(op):
 def test_no_two_canonical_calls_have_one_signature(op):
     rng, seen = random.Random(0), {}
     for case in (*op.cases, *(op.draw(rng) for _ in range(300))):
-        tensors = [None if s is None else torch.empty(s, dtype=torch.bfloat16, device="meta") for s in case.tensors]
+        tensors = case.empty(torch.bfloat16)
         options = op.canonical(tensors, *gate.raw_options(op, case.options))
         sizes = (case.tensors[0][1:], *case.tensors[1:])
         assert seen.setdefault(op.problem(tensors, options).signature, (sizes, options)) == (sizes, options)

@@ -65,7 +65,7 @@ def rank(name: str, axes: str, alternative: str = "") -> Clause:
         also = f" (or [{', '.join(alternative.split())}])" if alternative else ""
         return f"must have the {count} axes [{', '.join(axes.split())}]{also}, but has {value.dim()}"
 
-    return Clause(name, problem, (lambda a: {name: a["input"].new_ones([1] * (count + 1))},))
+    return Clause(name, problem, (lambda a: {name: torch.ones([1] * (count + 1))},))
 
 
 def floating(name: str) -> Clause:

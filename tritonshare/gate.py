@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import functional
-from .op import Case, Op
+from .op import Case, Op, Whole, differentiable, first_of
 
 FAMILIES = ("random", "integers", "ties", "nonfinite", "extreme")
 Tensors = Sequence[torch.Tensor | None]
@@ -88,6 +88,10 @@ def make_tensors(
         if shape is None:
             tensors.append(None)
             continue
+        if isinstance(shape, Whole):
+            whole = torch.randint(shape.below, shape.shape, generator=generator, dtype=shape.dtype)
+            tensors.append(whole.to(device))
+            continue
         if family == "integers":
             t = torch.randint(-2, 3, shape, generator=generator).double()
         elif family == "ties":
@@ -110,6 +114,17 @@ def fill(t: torch.Tensor, generator: torch.Generator | None = None) -> torch.Ten
     return t.normal_(generator=generator).mul_(32).round_().div_(32)
 
 
+def filled(case: Case, tensors: Tensors, generator: torch.Generator | None = None) -> list[torch.Tensor | None]:
+    """A case's tensors with values, in place: `fill`'s, and integers of their range."""
+    found: list[torch.Tensor | None] = []
+    for t, declared in zip(tensors, case.tensors, strict=True):
+        if isinstance(declared, Whole):
+            found.append(t.random_(0, declared.below, generator=generator))
+        else:
+            found.append(None if t is None else fill(t.detach(), generator))
+    return found
+
+
 def in_tf32(t: torch.Tensor) -> torch.Tensor:
     """The numbers of an fp32 tensor, cut to TF32's ten bits, so that their products are exact."""
     cut = t.detach().clone()  # a copy that has its strides, too
@@ -126,20 +141,27 @@ def make_gradient(output: torch.Tensor, family: str = "random", seed: int = 1) -
     return grad.to(output.dtype).to(output.device)
 
 
+def wanting_gradients(tensors: Tensors) -> list[torch.Tensor | None]:
+    """The same tensors as leaves, all of which want a gradient that can have one."""
+    return [
+        None if t is None else t.detach().requires_grad_(d)
+        for t, d in zip(tensors, differentiable(tensors), strict=True)
+    ]
+
+
 def run(
     function: Callable[..., torch.Tensor], tensors: Tensors, grad: Callable | torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """The output of function(*tensors) and the gradients of all tensors, by name; without `grad`, the output alone."""
     if grad is None:
         with torch.no_grad():
-            return {"output": function(*tensors)}
-    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    output = function(*leaves)
+            return {"output": first_of(function(*tensors))}
+    leaves = wanting_gradients(tensors)
+    output = first_of(function(*leaves))
     gradient = grad(output) if callable(grad) else grad.to(output)
-    wanted = [t for t in leaves if t is not None]
-    grads = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
-    names = [f"grad[{i}]" for i, t in enumerate(leaves) if t is not None]
-    return {"output": output.detach(), **dict(zip(names, grads, strict=True))}
+    wanted = {f"grad[{i}]": t for i, t in enumerate(leaves) if t is not None and t.requires_grad}
+    grads = torch.autograd.grad(output, [*wanted.values()], gradient, allow_unused=True)
+    return {"output": output.detach(), **dict(zip(wanted, grads, strict=True))}
 
 
 class Judge:
@@ -155,7 +177,7 @@ class Judge:
         x = tensors[0]
         self.tf32 = x.device.type == "cuda" and x.dtype == torch.float32 and op.precision() == "tf32"
         if self.tf32:
-            tensors = [None if t is None else in_tf32(t) for t in tensors]
+            tensors = [in_tf32(t) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
 
         def reference(*args: torch.Tensor | None) -> torch.Tensor:
             return op.reference(*args, *options)
@@ -168,7 +190,8 @@ class Judge:
         plain = [None if t is None else t.detach().contiguous() for t in tensors]
         self.tensors = tensors
         self.yardstick = run(reference, plain, gradient)
-        exact = [None if t is None else t.to(truth_device, torch.float64) for t in plain]
+        exact = [t if t is None else t.to(truth_device) for t in plain]
+        exact = [t.double() if d else t for t, d in zip(exact, differentiable(exact), strict=True)]
         self.truth = run(reference, exact, self.grad)
 
     def __call__(self, function: Callable[..., torch.Tensor], *, gradients: bool = True) -> list[Comparison]:

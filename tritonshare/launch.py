@@ -100,7 +100,9 @@ class Launcher:
     has the same dtype in every call: what is written now in one and now in another takes two launchers.
     """
 
-    def __init__(self, kernel: Any, constants: dict[str, Any], plan: Plan, device: torch.device, **options: Any) -> None:
+    def __init__(
+        self, kernel: Any, constants: dict[str, Any], plan: Plan, device: torch.device, **options: Any
+    ) -> None:
         self.kernel = kernel
         self.constants = {**constants, **dict(plan.blocks)}
         self.plan = plan

@@ -30,19 +30,39 @@ CACHED_PROBLEMS = 4096
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A tensor of integers from 0 to `below` - 1, which has no gradient."""
+
+    shape: tuple[int, ...]
+    below: int
+    dtype: torch.dtype = torch.int64
+
+
+@dataclass(frozen=True)
 class Case:
-    """A named geometry of an op: `tensors` are shapes (None for an absent optional one), `options` raw arguments.
+    """A named geometry of an op: `tensors` are shapes of floating-point tensors, Whole ones of integers, or None for an
+    absent optional one; `options` raw arguments.
 
     tags: "tiny" and "edge" cases are tested in the interpreter, the first tiny one under torch's machinery, "laws"
-        ones for the op's laws too; "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and
-        "bench" cases are timed, "both_layouts" ones contiguous too, and "data" ones without a gradient of the first
-        tensor, as the first layer of a network has it.
+        ones for the op's laws too, the first "smooth" one (else the first tiny one) for gradients of gradients;
+        "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and "bench" cases are timed,
+        "both_layouts" ones contiguous too, and "data" ones without a gradient of the first tensor, as the first layer
+        of a network has it.
     """
 
     name: str
     tags: tuple[str, ...]
-    tensors: tuple[tuple[int, ...] | None, ...]
+    tensors: tuple[tuple[int, ...] | Whole | None, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
+        return tuple(t.shape if isinstance(t, Whole) else t for t in self.tensors)
+
+    def empty(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta") -> list[Any]:
+        """The case's tensors without values."""
+        of = [(t.shape, t.dtype) if isinstance(t, Whole) else (t, dtype) for t in self.tensors]
+        return [None if shape is None else torch.empty(shape, dtype=kind, device=device) for shape, kind in of]
 
 
 # A law takes `run(tensors, grad=None, **options)`, which returns [output, gradients of the tensors that are not None
@@ -125,7 +145,9 @@ class Op:
     """One declaration; the tests, the benchmarks and the bindings are generated from it.
 
     schema: arguments of the registered operator, tensors first, options in canonical form.
-    outputs: of the registered operator: the public one and what is saved.
+    outputs: of the registered operator: the public ones and what is saved.
+    returns: how many are public. The first one has the gradient; others have none, such as indices.
+    batched: the tensors whose axis 0 is the batch, which is no part of a problem.
     contract: clauses over the arguments by name.
     canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves alone.
     problem: (tensors, options) -> Problem.
@@ -149,6 +171,8 @@ class Op:
     draw: Callable[[random.Random], Case]
     laws: Mapping[str, Law]
     rivals: Mapping[str, Rival]
+    returns: int = 1
+    batched: tuple[int, ...] = (0,)
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -168,8 +192,8 @@ class Op:
     def _parsed(self) -> torch._C.FunctionSchema:
         return torch._C.parse_schema(f"{self.name}{self.schema} -> ({', '.join(['Tensor'] * self.outputs)})")
 
-    def __call__(self, *args: Any) -> torch.Tensor:
-        """The op, on raw arguments in the schema's order."""
+    def __call__(self, *args: Any) -> Any:
+        """The op, on raw arguments in the schema's order: a tensor, or a tuple where it `returns` several."""
         tensors = args[: self.tensors]
         if torch.compiler.is_compiling():
             return self._traced(tensors, self.canonical(tensors, *args[self.tensors :]))
@@ -187,15 +211,18 @@ class Op:
             return self._reference((*tensors, *args[self.tensors :]))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             return _Function.apply(self, problem, args[self.tensors :], *tensors)
-        return problem.forward(*tensors, save=False)[0]
+        return self._public(problem.forward(*tensors, save=False))
 
     def _problem(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Problem | None:
         """The checked problem of these arguments, from the cache; None if the reference computes it."""
         try:
             x = tensors[0]
             key = [raw, x.shape[1:], x.stride(), x.dtype, x.device, plan.override_key()]
-            for t in tensors[1:]:
-                key += (None,) if t is None else (t.shape, t.stride(), t.dtype, t.device)
+            for i, t in enumerate(tensors[1:], 1):
+                if t is None:
+                    key.append(None)
+                else:
+                    key += (t.shape[1:] if i in self.batched else t.shape, t.stride(), t.dtype, t.device)
             if x.dtype == torch.float32:
                 key.append(self.precision())
             key = tuple(key)
@@ -215,18 +242,31 @@ class Op:
         """Raise one sentence on the first argument that breaks the contract."""
         check(self.name, self.contract, dict(zip(self.arguments, args, strict=True)))
 
-    def _reference(self, args: Sequence[Any]) -> torch.Tensor:
+    def _public(self, outs: Sequence[Any]) -> Any:
+        return outs[0] if self.returns == 1 else tuple(outs[: self.returns])
+
+    def _reference(self, args: Sequence[Any]) -> Any:
         tensors = args[: self.tensors]
         return self.reference(*tensors, *self.canonical(tensors, *args[self.tensors :]))
 
-    def _traced(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> torch.Tensor:
+    def _traced(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> Any:
         """The op while torch traces: the registered operator, or the reference, which the compiler then fuses."""
         x = tensors[0]
         if _autocasts(x):
             tensors = _autocast(tensors, x.device.type)
         if not launch.traced_path_of(x.device.type, tensors[0].dtype):
             return self.reference(*tensors, *options)
-        return getattr(torch.ops.tritonshare, self.name)(*tensors, *options)[0]
+        return self._public(getattr(torch.ops.tritonshare, self.name)(*tensors, *options))
+
+
+def first_of(outs: Any) -> torch.Tensor:
+    """Of an op's public outputs the one that has a gradient."""
+    return outs[0] if isinstance(outs, tuple) else outs
+
+
+def differentiable(tensors: Sequence[torch.Tensor | None]) -> list[bool]:
+    """Which of an op's tensors can have a gradient: those that are there and not of integers."""
+    return [t is not None and t.is_floating_point() for t in tensors]
 
 
 def _autograd_keys():
@@ -244,7 +284,7 @@ def gradients_by_reference(
     with torch.enable_grad(), _autograd_keys():
         if not create_graph:
             tensors = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
-        out = reference(*tensors, *options)
+        out = first_of(reference(*tensors, *options))
         wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
         grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
     return [next(grads) if n else None for n in needs]
@@ -271,10 +311,11 @@ class _Function(torch.autograd.Function):
         ctx.op, ctx.problem, ctx.raw = op, problem, raw
         kept = [o if k else None for o, k in zip(outs, problem.kept, strict=True)]
         ctx.save_for_backward(*tensors, *kept)
-        return outs[0]
+        ctx.mark_non_differentiable(*outs[1 : op.returns])
+        return op._public(outs)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, *_):
         op = ctx.op
         saved = ctx.saved_tensors
         tensors, outs = saved[: op.tensors], saved[op.tensors :]
@@ -305,18 +346,22 @@ def _register(op: Op) -> None:
         """An operator's outputs are tensors: empty ones for what is not saved."""
         return tuple(outs[0].new_empty(0) if o is None else o for o in outs)
 
-    nothing_saved = (None,) * (op.outputs - 1)
+    nothing_saved = (None,) * (op.outputs - op.returns)
+
+    def by_reference(args):
+        outs = op.reference(*args)
+        return filled((*(outs if op.returns > 1 else (outs,)), *nothing_saved))
 
     def forward(*args):
         problem = op._problem(args[:tensors], args[tensors:])
         if problem is None:
-            return filled((op.reference(*args), *nothing_saved))
+            return by_reference(args)
         return filled(problem.forward(*args[:tensors]))
 
     def fake(*args):
         op.check(*args)
         if not launch.path(args[0]).kernels:
-            return filled((op.reference(*args), *nothing_saved))
+            return by_reference(args)
         return filled(op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors]))
 
     def split(args):

@@ -139,7 +139,9 @@ def keeps_order(ladder: Ladder, pass_: str, plan: Plan) -> bool:
     return ladder.order({**ladder.plans, pass_: plan}) == ladder.order(ladder.plans)
 
 
-def signature(tensors: Sequence[torch.Tensor | None], options: Sequence[Any], precision: str) -> str:
+def signature(
+    tensors: Sequence[torch.Tensor | None], options: Sequence[Any], precision: str, batched: Sequence[int] = (0,)
+) -> str:
     """All that fixes a problem but the batch, as one readable line: tensors with the layout that the kernels bring them
     to, how fp32 is multiplied, canonical options."""
     parts = []
@@ -148,7 +150,7 @@ def signature(tensors: Sequence[torch.Tensor | None], options: Sequence[Any], pr
             parts.append("none")
             continue
         dtype = str(t.dtype).removeprefix("torch.") + (f"/{precision}" if t.dtype == torch.float32 else "")
-        sizes = ["*", *t.shape[1:]] if i == 0 else t.shape
+        sizes = ["*", *t.shape[1:]] if i in batched else t.shape
         layout = str(suggest_memory_format(t)).removeprefix("torch.").removesuffix("_format")
         parts.append(f"{dtype}[{', '.join(str(n) if n == '*' else str(int(n)) for n in sizes)}] {layout}")
     return ", ".join((*parts, *map(repr, options)))

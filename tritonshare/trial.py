@@ -13,7 +13,7 @@ from torch._prims_common import suggest_memory_format
 from . import gate, launch, plan
 from .check import ArgumentError
 from .machine import Call, Machine
-from .op import Case, Op, Problem
+from .op import Case, Op, Problem, first_of
 from .plan import Plan
 
 
@@ -92,7 +92,7 @@ class Subject:
             return torch.no_grad()(lambda: way(*tensors))
         leaves = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, self.needs, strict=True)]
         wanted = [t for t, needed in zip(leaves, self.needs, strict=True) if needed]
-        return lambda: torch.autograd.grad(way(*leaves), wanted, grad)
+        return lambda: torch.autograd.grad(first_of(way(*leaves)), wanted, grad)
 
 
 class Trial:
@@ -190,8 +190,11 @@ def _clone(t: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _with_values(twin: torch.Tensor, device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    """Normal values in the twin's shape and dtype, in the layout that the kernels bring it to."""
+    """Normal values in the twin's shape and dtype, in the layout that the kernels bring it to. Integers are random
+    bytes, or 0, which is an index of whatever there is."""
     values = torch.empty(twin.shape, dtype=twin.dtype, device=device)
+    if not twin.is_floating_point():
+        return values.random_(0, 256, generator=generator) if twin.dtype == torch.uint8 else values.zero_()
     # `to`, unlike `contiguous`, also gives a single channel the strides that tell the layout
     return gate.fill(values.to(memory_format=suggest_memory_format(twin)), generator)
 

@@ -36,8 +36,8 @@ def plan_of(state: torch.dtype | None, rule: Rule) -> Plan:
 PIECES = Plan.of(BLOCK=256, num_warps=1, num_stages=1)
 PIECES_OF_8_BITS = Plan.of(BLOCK=512, num_warps=1, num_stages=1)
 CLIP = Plan.of(BLOCK=1024, num_stages=1)
-# of `update`. Without a limit ptxas spills a few of some variants' to fit more warps, which these bytes in flight do not
-# need [model]
+# of `update`. Without a limit ptxas spills a few of some variants' to fit more warps; enough bytes are in flight
+# without them [model]
 REGISTERS = 255
 
 

@@ -57,6 +57,7 @@ CASES = (
     case("no_pool_strided_gelu", "edge", (2, 3, 9, 9), (4, 3, 3, 3), pool=None, stride=2, activation="gelu"),
     case("no_pool_sigmoid", "edge", (2, 3, 6, 6), (4, 3, 3, 3), pool=None, activation="sigmoid"),
     case("no_pool_leaky", "edge codegen", (2, 3, 6, 6), (4, 3, 3, 3), pool=None, activation="leaky_relu"),
+    case("smooth", "smooth", (3, 3, 9, 7), (5, 3, 3, 3), activation="tanh"),
     *(case(f"act_{a}", "edge", (2, 3, 8, 8), (4, 3, 3, 3), activation=a) for a in ACTIVATIONS if a != "relu"),
     # layers of networks that people train
     case("article_conv1", "layer data", (128, 3, 32, 32), (32, 3, 5, 5), padding=2),
