@@ -121,10 +121,11 @@ def _put(model: nn.Module, tensors: Tensors, metadata: dict[str, Any]) -> nn.Mod
     modules = dict(model.named_modules(remove_duplicate=False))
     new: dict[nn.Module, nn.Module] = {}  # shared layers in place of plain ones
     tied: dict[nn.Module, Ties] = {}
-    for name, layer in metadata["layers"].items():
-        if name not in modules:
-            raise _Misfit(f"it has no layer {name}")
-        old = modules[name]
+    missing = [name for name in metadata["layers"] if name not in modules]
+    if missing:
+        raise _Misfit(f"it has no layer {missing[0]}")
+    for name in [name for name in modules if name in metadata["layers"]]:
+        old, layer = modules[name], metadata["layers"][name]
         if layer["kind"] == Ties.__name__:
             _tie(name, old, layer, values, tied)
         else:
