@@ -29,6 +29,7 @@ Order    reductions run over (r, s, c) resp. (r, s, k) in blocks of a size that 
 import triton
 import triton.language as tl
 
+from .codebook import gather_weights
 from .tile import accumulators, channels, dot, pixels, split_reduction
 
 # The byte saved per pooled element of a maximum: position i * J + j in the window, plus this bit where the
@@ -51,6 +52,18 @@ def load_inputs(x_ptr, row, h0, w0, row_ok, dh, dw, c, column_ok, geo: tl.conste
 
 
 @triton.jit
+def load_filters(w_ptr, book_ptr, down, across, k, ok, geo: tl.constexpr):
+    """A tile of weights at offsets down[:, None] + across[None, :]. Where w_ptr has indices into codebooks, these are
+    elements of filters k, which is [:, None] or [None, :]."""
+    if book_ptr is None:
+        w = tl.load(w_ptr + down[:, None] + across[None, :], mask=ok, other=0.0)
+    else:
+        shared: tl.constexpr = geo.shared
+        w = gather_weights(w_ptr, book_ptr, k, down[:, None] + across[None, :], ok, shared)
+    return w
+
+
+@triton.jit
 def window_origin(n, u, v, group, geo: tl.constexpr):
     """Where pooled pixels [M] begin in the input: int64 offset, row and column of window position 0, tap 0."""
     h0 = u * geo.h.period - geo.h.origin
@@ -60,7 +73,7 @@ def window_origin(n, u, v, group, geo: tl.constexpr):
 
 @triton.jit
 def conv_outputs(
-    x_ptr, w_ptr, row, h0, w0, row_ok, w_row, k_ok, first, geo: tl.constexpr,
+    x_ptr, w_ptr, book_ptr, row, h0, w0, row_ok, offs_k, k_ok, first, geo: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_RED: tl.constexpr, POSITIONS: tl.constexpr,
     DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -71,11 +84,9 @@ def conv_outputs(
         r = rs // geo.w.taps
         s = rs % geo.w.taps
         column_ok = red + tl.arange(0, BLOCK_RED) < geo.RED
-        w = tl.load(
-            w_ptr + (r * geo.w_r + s * geo.w_s + c * geo.w_c)[:, None] + w_row[None, :],
-            mask=column_ok[:, None] & k_ok[None, :],
-            other=0.0,
-        )
+        column = r * geo.w_r + s * geo.w_s + c * geo.w_c
+        w_ok = column_ok[:, None] & k_ok[None, :]
+        w = load_filters(w_ptr, book_ptr, column, offs_k * geo.w_k, offs_k[None, :], w_ok, geo)
         sums = ()
         for t in tl.static_range(POSITIONS):
             position = first + t
@@ -112,7 +123,7 @@ def meet(
 
 @triton.jit
 def conv_outputs_by_box(
-    x_ptr, w_ptr, row, h0, w0, row_ok, w_row, k_ok, geo: tl.constexpr,
+    x_ptr, w_ptr, book_ptr, row, h0, w0, row_ok, offs_k, k_ok, geo: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_RED: tl.constexpr, POSITIONS: tl.constexpr,
     DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +138,8 @@ def conv_outputs_by_box(
         ws = ()
         for tap in tl.static_range(taps):
             column = (tap // geo.w.taps) * geo.w_r + (tap % geo.w.taps) * geo.w_s + c * geo.w_c
-            w = tl.load(w_ptr + column[:, None] + w_row[None, :], mask=c_ok[:, None] & k_ok[None, :], other=0.0)
+            w_ok = c_ok[:, None] & k_ok[None, :]
+            w = load_filters(w_ptr, book_ptr, column, offs_k * geo.w_k, offs_k[None, :], w_ok, geo)
             ws = ws + (w,)
         for box in tl.static_range(boxes):
             dh = tl.full([1], box // geo.w.reach, tl.int32)
@@ -175,7 +187,8 @@ def mean_weight(u, v, geo: tl.constexpr):
 @triton.jit(do_not_specialize=["N"])
 def forward(
     x_ptr,  # [N, C, H, W]
-    w_ptr,  # [K, C / groups, R, S]
+    w_ptr,  # [K, C / groups, R, S]; with codebooks uint8 [K, PITCH], indices in the order (r, s, c)
+    book_ptr,  # [codebooks, ENTRIES] or None
     b_ptr,  # [K] or None
     y_ptr,  # [N, K, U, V]
     code_ptr,  # uint8 [planes, N, K, U, V] or None: see SLOPE_BIT; for a mean, a bit per window position
@@ -217,12 +230,12 @@ def forward(
     for first in range(0, geo.WINDOW, POSITIONS):
         if SHARE_INPUTS:
             accs = conv_outputs_by_box(
-                x_ptr, w_ptr, row, h0, w0, row_ok, offs_k * geo.w_k, k_ok, geo,
+                x_ptr, w_ptr, book_ptr, row, h0, w0, row_ok, offs_k, k_ok, geo,
                 BLOCK_M, BLOCK_K, BLOCK_RED, POSITIONS, DOT_TYPE, PRECISION,
             )  # fmt: skip
         else:
             accs = conv_outputs(
-                x_ptr, w_ptr, row, h0, w0, row_ok, offs_k * geo.w_k, k_ok, first, geo,
+                x_ptr, w_ptr, book_ptr, row, h0, w0, row_ok, offs_k, k_ok, first, geo,
                 BLOCK_M, BLOCK_K, BLOCK_RED, POSITIONS, DOT_TYPE, PRECISION,
             )  # fmt: skip
         for t in tl.static_range(POSITIONS):
@@ -326,7 +339,8 @@ def backward_input(
     dy_ptr,  # [N, K, U, V]
     code_ptr,  # as forward wrote it, or None
     aux_ptr,  # [N, K, U, V] or None: output or pre-activation, as geo.aux says
-    w_ptr,  # [K, C / groups, R, S]
+    w_ptr,  # [K, C / groups, R, S], or indices, as in forward
+    book_ptr,  # [codebooks, ENTRIES] or None
     dx_ptr,  # [N, C, H, W]
     N,
     geo: tl.constexpr,
@@ -386,12 +400,10 @@ def backward_input(
             position = (i * geo.w.window + j)[None, :]
             part = route(dy, code, code_ptr, offs, ok, position, plane_stride, geo)
             dz = part if overlaps == 1 else dz + part
-        w = tl.load(
-            w_ptr + (group * geo.KG * geo.w_k + k * geo.w_k + r * geo.w_r + s * geo.w_s)[:, None]
-            + (offs_c * geo.w_c)[None, :],
-            mask=column_ok[:, None] & c_ok[None, :],
-            other=0.0,
-        )  # fmt: skip
+        down = group * geo.KG * geo.w_k + k * geo.w_k + r * geo.w_r + s * geo.w_s
+        filters = (group * geo.KG + k)[:, None]
+        w_ok = column_ok[:, None] & c_ok[None, :]
+        w = load_filters(w_ptr, book_ptr, down, offs_c * geo.w_c, filters, w_ok, geo)
         acc = dot(dz, w, acc, DOT_TYPE, PRECISION)
 
     store_inputs(dx_ptr, acc, n, h_cell, w_cell, h_phase, w_phase, row_ok, offs_c, c_ok, group, geo)
@@ -447,6 +459,7 @@ def backward_input_by_cell(
     code_ptr,
     aux_ptr,
     w_ptr,
+    book_ptr,
     dx_ptr,
     N,
     geo: tl.constexpr,
@@ -479,9 +492,9 @@ def backward_input_by_cell(
         ws = ()
         for tap in tl.static_range(taps):
             row_w = (group * geo.KG + k) * geo.w_k + (tap // geo.w.taps) * geo.w_r + (tap % geo.w.taps) * geo.w_s
-            w = tl.load(
-                w_ptr + row_w[:, None] + (offs_c * geo.w_c)[None, :], mask=k_ok[:, None] & c_ok[None, :], other=0.0
-            )
+            filters = (group * geo.KG + k)[:, None]
+            w_ok = k_ok[:, None] & c_ok[None, :]
+            w = load_filters(w_ptr, book_ptr, row_w, offs_c * geo.w_c, filters, w_ok, geo)
             ws = ws + (w,)
         for behind in tl.static_range(cells_met):
             u = h_cell - behind // geo.w.cells_met
@@ -567,9 +580,7 @@ def backward_weight(
     partial = tl.cast(split, tl.int64) * (geo.K * geo.RED + geo.K)
     if dw_ptr is not None:
         offs_w = (offs_k * geo.w_k)[:, None] + (r * geo.w_r + s * geo.w_s + c * geo.w_c)[None, :]
-        tl.store(
-            dw_ptr + partial + offs_w, acc.to(dw_ptr.dtype.element_ty), mask=k_ok[:, None] & column_ok[None, :]
-        )
+        tl.store(dw_ptr + partial + offs_w, acc.to(dw_ptr.dtype.element_ty), mask=k_ok[:, None] & column_ok[None, :])
     if db_ptr is not None:
         db = tl.sum(acc_b, axis=1)
         first_red = red + tl.zeros([BLOCK_K], tl.int32) == 0  # one of the programs that have summed it writes it

@@ -104,6 +104,50 @@ class Axis:
         return ceil_div((self.taps - 1) * self.dilation, self.period)
 
 
+def code_unit(bits: int) -> tuple[int, int]:
+    """(indices, bytes) of the smallest run of packed indices that begins and ends at a byte: 8 of 3 bits, 3 bytes."""
+    shared = gcd(bits, 8)
+    return 8 // shared, bits // shared
+
+
+def code_bytes(count: int, bits: int) -> int:
+    """Bytes of a row of `count` packed indices."""
+    return ceil_div(count * bits, 8)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A weight of `rows` x `count` elements that packed indices name in codebooks; tritonshare/packing.py says how."""
+
+    rows: int
+    count: int
+    bits: int
+    books: int
+
+    @cached_property
+    def ENTRIES(self) -> int:
+        """Of a codebook."""
+        return 1 << self.bits
+
+    @cached_property
+    def PITCH(self) -> int:
+        """Bytes from a row to the next."""
+        return code_bytes(self.count, self.bits)
+
+    @cached_property
+    def UNIT(self) -> int:
+        return code_unit(self.bits)[0]
+
+    @cached_property
+    def UNIT_BYTES(self) -> int:
+        return code_unit(self.bits)[1]
+
+    @cached_property
+    def BOOK_ROWS(self) -> int:
+        """Rows that a codebook serves."""
+        return self.rows // self.books
+
+
 @dataclass(frozen=True)
 class ConvActPool:
     """Shared-weight convolution, activation and pooling of an [N, C, H, W] input to an [N, K, U, V] output."""
@@ -120,6 +164,7 @@ class ConvActPool:
     slope: float
     channels_last: bool  # input, output and their gradients
     weight_channels_last: bool
+    shared: Shared | None = None  # the weight, where it is one of packed indices, in the order (k, r, s, c)
 
     @cached_property
     def CG(self) -> int:
@@ -203,7 +248,8 @@ class ConvActPool:
 
     @cached_property
     def w_k(self) -> int:
-        return self.RED
+        """0 where filters are packed: places are then those within a filter."""
+        return self.RED if self.shared is None else 0
 
     @cached_property
     def w_r(self) -> int:

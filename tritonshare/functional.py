@@ -7,7 +7,8 @@ import torch
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
 from .ops.conv_act_pool import CONV2D_ACT_POOL
-from .packing import decode
+from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
+from .ops.shared_linear import SHARED_LINEAR
 
 __all__ = ["adaptive_update_", "conv2d_act_pool", "shared_conv2d_act_pool", "shared_linear"]
 
@@ -88,10 +89,20 @@ def shared_linear(
         bits: of an index, 1 to 8.
 
     Returns:
-        [..., O]. Gradients go to input, codebook (of each centroid, the sum over the weights that it is) and bias.
+        [..., O]. Gradients go to input, codebook (of each centroid, the sum over the weights that it is) and bias; the
+        gradient of the dense weight is in memory no more than the weight is. With float32, products are as torch's TF32
+        switch for matrix products says.
+
+    Raises:
+        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
+        naming the argument and its axis, before anything is allocated.
+
+    Derived from: Han, Mao and Dally, Deep Compression, 2016, section 3.
     """
-    weight = decode(codes, codebook, bits, input.shape[-1])
-    return torch.nn.functional.linear(input, weight, bias)
+    if isinstance(input, torch.Tensor) and input.dim() not in (0, 2):
+        rows = input.reshape(-1, input.shape[-1]) if input.dim() > 1 else input.unsqueeze(0)
+        return SHARED_LINEAR(rows, codes, codebook, bias, bits).view(*input.shape[:-1], -1)
+    return SHARED_LINEAR(input, codes, codebook, bias, bits)
 
 
 def shared_conv2d_act_pool(
@@ -124,16 +135,17 @@ def shared_conv2d_act_pool(
         kernel_size: R and S, one integer or (rows, columns).
         bits: of an index, 1 to 8.
 
-    Returns: as conv2d_act_pool. Gradients go to input, codebook and bias.
+    Returns: as conv2d_act_pool. Gradients go to input, codebook and bias; that of the codebook by way of the dense
+        weight's, 4 bytes per weight while it is computed.
+    Raises: as conv2d_act_pool.
     """
-    rows, columns = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)
-    channels = input.shape[-3] // groups
-    weight = decode(codes, codebook, bits, rows * columns * channels).view(-1, rows, columns, channels)
-    return conv2d_act_pool(
-        input, weight.permute(0, 3, 1, 2), bias, stride, padding, dilation, groups,
-        activation=activation, pool=pool, pool_size=pool_size, pool_stride=pool_stride, pool_padding=pool_padding,
-        ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+    options = (
+        kernel_size, stride, padding, dilation, groups, bits,
+        activation, pool, pool_size, pool_stride, pool_padding, ceil_mode, count_include_pad,
     )  # fmt: skip
+    if isinstance(input, torch.Tensor) and input.dim() == 3:
+        return SHARED_CONV2D_ACT_POOL(input.unsqueeze(0), codes, codebook, bias, *options).squeeze(0)
+    return SHARED_CONV2D_ACT_POOL(input, codes, codebook, bias, *options)
 
 
 def adaptive_update_(

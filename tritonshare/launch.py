@@ -37,6 +37,16 @@ def triton_state() -> tuple[bool, bool, str]:
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def dot_type(dtype: torch.dtype) -> Any:
+    """Triton's type of a product's operands: their own, but fp32 for bf16 in the interpreter, which cannot compute with
+    bf16."""
+    import triton.language as tl
+
+    if triton_state()[1] and dtype == torch.bfloat16:
+        return tl.float32
+    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
+
+
 def path(tensor: torch.Tensor) -> Path:
     """Whether an op on `tensor` takes the kernels or the plain-torch reference, and why."""
     return path_of(tensor.device.type, tensor.dtype)

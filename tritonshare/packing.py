@@ -7,24 +7,14 @@ left of its last byte is zero.
 
 from __future__ import annotations
 
-from math import gcd
+from collections.abc import Sequence
 
 import torch
 
 from .check import ArgumentError, ArgumentTypeError
+from .kernels.geometry import code_bytes, code_unit
 
 LARGEST_BITS = 8
-
-
-def row_bytes(count: int, bits: int) -> int:
-    """Bytes of a row of `count` packed indices."""
-    return -(-count * bits // 8)
-
-
-def unit(bits: int) -> tuple[int, int]:
-    """(indices, bytes) of the smallest run that begins and ends at a byte: 8 indices of 3 bits are 3 bytes."""
-    shared = gcd(bits, 8)
-    return 8 // shared, bits // shared
 
 
 def check_bits(op: str, bits: int) -> None:
@@ -40,7 +30,7 @@ def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
     Raises: ArgumentError for `bits` out of 1 .. 8; only the low `bits` bits of an index are taken.
     """
     check_bits("pack", bits)
-    many, size = unit(bits)
+    many, size = code_unit(bits)
     rows, count = indices.shape[:-1], indices.shape[-1]
     units = -(-count // many)
     padded = torch.nn.functional.pad(indices, (0, units * many - count)).view(*rows, units, many)
@@ -48,7 +38,7 @@ def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
     for i in range(many):
         word |= (padded[..., i].to(word.dtype) & (1 << bits) - 1) << (i * bits)
     codes = torch.stack([word >> (8 * byte) & 255 for byte in range(size)], dim=-1).to(torch.uint8)
-    return codes.view(*rows, units * size)[..., : row_bytes(count, bits)].contiguous()
+    return codes.view(*rows, units * size)[..., : code_bytes(count, bits)].contiguous()
 
 
 def unpack(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -63,7 +53,7 @@ def _word_of(size: int) -> torch.dtype:
 
 
 def _unpacked(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    many, size = unit(bits)
+    many, size = code_unit(bits)
     rows = codes.shape[:-1]
     units = -(-count // many)
     padded = torch.nn.functional.pad(codes, (0, units * size - codes.shape[-1])).view(*rows, units, size)
@@ -88,6 +78,20 @@ def decode(codes: torch.Tensor, codebook: torch.Tensor, bits: int, count: int) -
         indices = indices + (book << bits).unsqueeze(-1)
     wide = codebook.double() if codebook.dtype == torch.float64 else codebook.float()
     return wide.flatten().index_select(0, indices.flatten()).view(rows, count).to(codebook.dtype)
+
+
+def rows_of(weight: torch.Tensor) -> torch.Tensor:
+    """A weight as rows, [outputs, weights of one], in the order of its packed indices: of filters (r, s, c), in which
+    the kernels sum."""
+    return (weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)).reshape(weight.shape[0], -1)
+
+
+def weight_of(rows: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The inverse of `rows_of`."""
+    if len(shape) == 2:
+        return rows
+    k, c, r, s = shape
+    return rows.view(k, r, s, c).permute(0, 3, 1, 2)
 
 
 def nearest_indices(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

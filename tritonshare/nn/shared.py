@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from .. import packing
 from ..check import ArgumentError, ArgumentTypeError
 from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
+from ..kernels.geometry import code_bytes
 from .conv_act_pool import ConvActPool2d
 
 
@@ -28,7 +29,7 @@ class _Shared(torch.nn.Module):
             raise ArgumentError(f"{name}: reassign_every must be at least 0, but is {reassign_every}")
         self.bits, self.codebooks, self.reassign_every = bits, codebooks, reassign_every
         self._steps = 0
-        codes = torch.empty(rows, packing.row_bytes(count, bits), dtype=torch.uint8, device=device)
+        codes = torch.empty(rows, code_bytes(count, bits), dtype=torch.uint8, device=device)
         self.register_buffer("codes", codes)
         empty = {"device": device, "dtype": dtype}
         self.codebook = torch.nn.Parameter(torch.empty(codebooks, 2**bits, **empty))
@@ -55,16 +56,20 @@ class _Shared(torch.nn.Module):
             if self.bias is not None:
                 self.bias.uniform_(-bound, bound)
             if self.latent is not None:
-                self.latent.copy_(self.weight)
+                self.latent.copy_(self._decoded())
 
     def indices(self) -> torch.Tensor:
         """Which centroid of its codebook each weight is: int64, of the weight's shape."""
-        return self._as_weight(packing.unpack(self.codes, self.bits, self._count))
+        return packing.weight_of(packing.unpack(self.codes, self.bits, self._count), self.dense_shape)
+
+    def _decoded(self) -> torch.Tensor:
+        rows = packing.decode(self.codes, self.codebook, self.bits, self._count)
+        return packing.weight_of(rows, self.dense_shape)
 
     @property
     def weight(self) -> torch.Tensor:
         """The dense weight, decoded. Its gradient goes to the codebook (and to `latent` where there is one)."""
-        weight = self._as_weight(packing.decode(self.codes, self.codebook, self.bits, self._count))
+        weight = self._decoded()
         # straight through: nothing is added to the value, and the gradient reaches both
         return weight if self.latent is None else weight + (self.latent - self.latent.detach())
 
@@ -81,7 +86,7 @@ class _Shared(torch.nn.Module):
             )
         _check_finite(name, "weight", weight)
         _check_finite(name, "codebook", self.codebook)
-        rows = self._as_rows(weight.to(self.codebook.device))
+        rows = packing.rows_of(weight.to(self.codebook.device))
         self.codes.copy_(packing.pack(packing.nearest_indices(rows, self.codebook), self.bits))
         if self.latent is not None:
             self.latent.copy_(weight)
@@ -97,7 +102,7 @@ class _Shared(torch.nn.Module):
     def _fill(self, module: torch.nn.Module, iterations: int):
         """Codebooks by k-means of a dense module's weights, each row's nearest centroids, and its bias."""
         with torch.no_grad():
-            rows = self._as_rows(module.weight)
+            rows = packing.rows_of(module.weight)
             centroids = packing.kmeans(rows.reshape(self.codebooks, -1), 2**self.bits, iterations)
             self.codebook.copy_(centroids)
             self.assign_(module.weight)
@@ -132,14 +137,6 @@ class _Shared(torch.nn.Module):
             self.assign_(self.latent)
         self._steps += 1
 
-    # The order of a row's indices: for a filter (r, s, c), in which the kernels sum.
-
-    def _as_rows(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.reshape(self.dense_shape[0], -1)
-
-    def _as_weight(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.view(self.dense_shape)
-
     def _sharing(self) -> str:
         text = f", bits={self.bits}"
         if self.codebooks != 1:
@@ -159,9 +156,9 @@ class SharedLinear(_Shared):
             have at least as many weights as entries, or sharing would store more than it spares.
         reassign_every: 0: indices stay, and the codebook is trained. n: a dense weight `latent` is trained too,
             straight through (its gradient is that of the decoded weight), and every n training steps (forward calls
-            with gradients, in training mode) each index takes the centroid nearest to it. While it lasts this costs what a
-            dense layer costs: weight, gradient and optimizer state of every weight, and a decoded copy in each pass;
-            under torch.compile the count breaks the graph. `fix_()` ends it. The count begins anew with a process.
+            with gradients, in training mode) each index takes the centroid nearest to it. While it lasts this costs
+            what a dense layer costs: weight, gradient and optimizer state of every weight, and a decoded copy in each
+            pass; under torch.compile the count breaks the graph. `fix_()` ends it. The count is of this process.
 
     Attributes:
         codebook: Parameter [codebooks, 2**bits]. codes: uint8 [out_features, ceil(in_features * bits / 8)], packed as
@@ -317,13 +314,6 @@ class SharedConv2d(_Shared):
         if self.activation in (None, "none") and self.pool in (None, "none"):
             return self._fill_dense(torch.nn.Conv2d(**settings))
         return self._fill_dense(ConvActPool2d(**settings, **{name: getattr(self, name) for name in _BLOCK}))
-
-    def _as_rows(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.permute(0, 2, 3, 1).reshape(self.dense_shape[0], -1)
-
-    def _as_weight(self, rows: torch.Tensor) -> torch.Tensor:
-        k, c, r, s = self.dense_shape
-        return rows.view(k, r, s, c).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"

@@ -103,27 +103,14 @@ def _ones(a, name, sizes):
     return {name: torch.ones(shape, dtype=a[name].dtype, device="meta" if prod(shape) > 2**20 else a[name].device)}
 
 
-CONTRACT = (
-    check.tensor("input"),
-    check.tensor("weight"),
-    check.tensor("bias", optional=True),
-    check.rank("input", "N C H W", "C H W"),
-    check.rank("weight", "K C/groups R S"),
-    check.rank("bias", "K"),
-    check.floating("input"),
-    check.same_dtype("weight", "input"),
-    check.same_dtype("bias", "input"),
-    check.same_device("weight", "input"),
-    check.same_device("bias", "input"),
-    check.relation("weight", _nonempty, lambda a: _ones(a, "weight", {0: 0}), lambda a: _ones(a, "weight", {2: 0})),
+# Clauses that do not ask for a weight of floating-point numbers: of its shape at the most.
+CONVOLUTION = (
     check.integers("stride", (1, 2), 1),
     check.integers("padding", (1, 2, 4), 0, names=("same", "valid")),
     check.integers("dilation", (1, 2), 1),
     check.integers("groups", (1,), 1),
-    check.relation("weight", _channels, lambda a: _ones(a, "weight", {1: a["weight"].shape[1] + 1})),
-    check.relation("groups", _groups, lambda a: {"groups": a["input"].shape[1],
-                   **_ones(a, "weight", {0: a["input"].shape[1] + 1, 1: 1})}),
-    check.relation("bias", _bias, lambda a: _ones(a, "bias", {0: a["bias"].shape[0] + 1})),
+)
+BLOCK = (
     check.choice("activation", (*ACTIVATIONS, None)),
     check.choice("pool", ("max", "avg", "none", None)),
     check.integers("pool_size", (1, 2), 1, MAX_WINDOW),
@@ -137,4 +124,25 @@ CONTRACT = (
     check.relation("pool_size", _window_fits, lambda a: {"pool_size": MAX_WINDOW, "padding": 0}),
     check.relation("input", _offsets, lambda a: {n: t.to("meta") for n, t in a.items() if isinstance(t, torch.Tensor)}
                    | _ones(a, "input", {2: 2**16, 3: 2**16})),
+)  # fmt: skip
+
+CONTRACT = (
+    check.tensor("input"),
+    check.tensor("weight"),
+    check.tensor("bias", optional=True),
+    check.rank("input", "N C H W", "C H W"),
+    check.rank("weight", "K C/groups R S"),
+    check.rank("bias", "K"),
+    check.floating("input"),
+    check.same_dtype("weight", "input"),
+    check.same_dtype("bias", "input"),
+    check.same_device("weight", "input"),
+    check.same_device("bias", "input"),
+    check.relation("weight", _nonempty, lambda a: _ones(a, "weight", {0: 0}), lambda a: _ones(a, "weight", {2: 0})),
+    *CONVOLUTION,
+    check.relation("weight", _channels, lambda a: _ones(a, "weight", {1: a["weight"].shape[1] + 1})),
+    check.relation("groups", _groups, lambda a: {"groups": a["input"].shape[1],
+                   **_ones(a, "weight", {0: a["input"].shape[1] + 1, 1: 1})}),
+    check.relation("bias", _bias, lambda a: _ones(a, "bias", {0: a["bias"].shape[0] + 1})),
+    *BLOCK,
 )  # fmt: skip

@@ -90,14 +90,8 @@ class ConvProblem:
         return conv_act_pool
 
     def _launcher(self, name: str, **constants: Any) -> launch.Launcher:
-        import triton.language as tl
-
-        type_of = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-        dot = type_of[self.dtype]
-        if launch.triton_state()[1] and self.dtype == torch.bfloat16:
-            dot = tl.float32  # the interpreter cannot compute with bf16
-        constants |= {"geo": self.geo, "DERIVATIVE": self.activation.derivative}
-        constants |= {"DOT_TYPE": dot, "PRECISION": self.precision}
+        constants = {"geo": self.geo, "DERIVATIVE": self.activation.derivative, **constants}
+        constants |= {"DOT_TYPE": launch.dot_type(self.dtype), "PRECISION": self.precision}
         plan = self.plans[name]
         return launch.Launcher(getattr(self._code, plan.variant or name), constants, plan, self.device)
 
@@ -159,21 +153,27 @@ class ConvProblem:
         return k_blocks, geo.h.pooled * geo.w.pooled, sizes["BLOCK_M"]
 
     def forward(self, x, w, b, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        outs = y, code, aux = self.allocate(x, w, b, save=save)
+        outs = self.allocate(x, w, b, save=save)
+        self._launch_forward(x, w.contiguous(memory_format=self.weight_format), None, b, outs)
+        return outs
+
+    def _launch_forward(self, x, w, book, b, outs) -> None:
+        """`w` as the kernel reads it: dense, or indices into `book`."""
+        y, code, aux = outs
         n = x.shape[0]
         if n:
             k_blocks, pixels, block = self._forward_tiles
             self._forward(
                 k_blocks * ceil_div(n * pixels, block),
                 x.contiguous(memory_format=self.format),
-                w.contiguous(memory_format=self.weight_format),
+                w,
+                book,
                 None if b is None else b.contiguous(),
                 y,
                 code,
                 aux,
                 n,
             )
-        return outs
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         x, w, b = tensors
@@ -193,25 +193,29 @@ class ConvProblem:
                 if t is not None:
                     t.zero_()
             return [dx, dw, db]
-        y, code, z = outs
-        read = (
-            grad.contiguous(memory_format=self.format),
-            code if self.geo.has_code else None,
-            {"output": y, "input": z, "": None}[self.geo.aux],
-        )
+        read = self._read(grad, outs)
         if dx is not None:
-            self._launch_backward_input(dx, read, w.contiguous(memory_format=self.weight_format))
+            self._launch_backward_input(dx, read, w.contiguous(memory_format=self.weight_format), None)
         if dw is not None or db is not None:
             self._launch_backward_weight(dw, db, read, x.contiguous(memory_format=self.format))
         return [dx, dw, db]
 
-    def _launch_backward_input(self, dx, read, w) -> None:
+    def _read(self, grad, outs) -> tuple[torch.Tensor | None, ...]:
+        """What both gradients' kernels read of the output."""
+        y, code, z = outs
+        return (
+            grad.contiguous(memory_format=self.format),
+            code if self.geo.has_code else None,
+            {"output": y, "input": z, "": None}[self.geo.aux],
+        )
+
+    def _launch_backward_input(self, dx, read, w, book) -> None:
         geo, sizes, n = self.geo, self.plans["backward_input"], dx.shape[0]
         tiles = geo.groups * ceil_div(geo.CG, sizes["BLOCK_C"])
         if sizes.variant != BY_CELL:
             tiles *= geo.h.period * geo.w.period
         grid = tiles * ceil_div(n * geo.h.cells * geo.w.cells, sizes["BLOCK_M"])
-        self._backward_input(grid, *read, w, dx, n)
+        self._backward_input(grid, *read, w, book, dx, n)
 
     def _launch_backward_weight(self, dw, db, read, x) -> None:
         geo, sizes, n = self.geo, self.plans["backward_weight"], x.shape[0]

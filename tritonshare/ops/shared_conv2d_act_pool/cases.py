@@ -1,0 +1,44 @@
+"""Geometries of conv2d_act_pool, their weights shared."""
+
+from __future__ import annotations
+
+import random
+from math import prod
+
+from ...op import Case
+from ..conv_act_pool import cases as dense
+from ..shared_linear.cases import OF_CODES, packed
+
+LAWS = OF_CODES
+OF_CONVOLUTION = {case.name: case for case in dense.CASES}
+
+
+def shared(case: Case, tags: str, bits: int, codebooks: int = 1) -> Case:
+    x, w, b = case.tensors
+    options = {"kernel_size": w[2:], **case.options, "bits": bits}
+    return Case(case.name, tuple(tags.split()), (x, *packed(w[0], prod(w[1:]), bits, codebooks), b), options)
+
+
+CASES = tuple(
+    shared(OF_CONVOLUTION[name], tags, bits, codebooks)
+    for name, tags, bits, codebooks in (
+        ("ragged", "tiny laws", 3, 5),
+        ("exact", "tiny", 4, 2),
+        ("groups", "edge laws", 2, 3),
+        ("uneven_options", "edge", 5, 1),
+        ("no_pool_leaky", "edge", 1, 1),
+        ("avg_tanh", "edge smooth", 6, 2),
+        ("act_gelu", "edge", 7, 1),
+        ("no_bias", "edge", 8, 4),
+        ("empty_batch", "edge", 4, 1),
+        ("article_conv2", "layer", 4, 1),
+        ("vgg4_3", "bench", 4, 1),
+    )
+)
+
+
+def draw(rng: random.Random) -> Case:
+    case = dense.draw(rng)
+    filters = case.tensors[1][0]
+    books = [n for n in (1, 2, 3) if filters % n == 0]
+    return shared(case, "drawn", rng.randint(1, 8), rng.choice(books))

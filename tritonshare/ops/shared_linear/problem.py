@@ -1,0 +1,274 @@
+"""shared_linear on a device: plans, allocation and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import product
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ... import launch, plan
+from ...kernels.geometry import Shared, ceil_div
+from ...op import Cost
+from ...plan import STAGES, WARPS, Device, Plan, around
+from ..conv_act_pool.plans import power_of_two
+
+SIZES = {
+    "forward": ("BLOCK_K", "BLOCK_M", "BLOCK_MANY", "BLOCK_RED"),
+    "backward_input": ("BLOCK_C", "BLOCK_M", "BLOCK_RED"),
+    "backward_codebook": ("BLOCK_C", "BLOCK_K", "BLOCK_M"),
+    "backward_bias": ("BLOCK_K", "BLOCK_M"),
+}
+BLOCKS = (16, 32, 64, 128)
+FEW = 32  # rows of the batch, for which splits have programs of their own
+STEP = 128  # what a split is a multiple of: every block of a reduction divides it
+CENTROIDS = Plan.of(BLOCK_K=32, BLOCK_C=64)
+SUM_CENTROIDS = Plan.of(BLOCK=16, SPLITS_BLOCK=256)
+
+
+def sum_centroids(code: ModuleType, shared: Shared, device: torch.device) -> launch.Launcher:
+    return launch.Launcher(code.sum_centroids, {"WIDTH": shared.books * shared.ENTRIES}, SUM_CENTROIDS, device)
+
+
+def book_tiles(shared: Shared, sizes: Plan) -> int:
+    """Tiles of a codebook's weights: of each there is a partial sum."""
+    return ceil_div(shared.BOOK_ROWS, sizes["BLOCK_K"]) * ceil_div(shared.count, sizes["BLOCK_C"])
+
+
+class Ladder:
+    """Block sizes of each pass: of the weight, the element size and the device, and never of the batch."""
+
+    def __init__(self, shared: Shared, itemsize: int, ieee: bool, device: Device) -> None:
+        self.shared, self.itemsize, self.ieee, self.device = shared, itemsize, ieee, device
+        self.side = 32 if ieee else 64
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        k = power_of_two(self.shared.rows, 16, self.side)
+        book_k = power_of_two(self.shared.BOOK_ROWS, 16, self.side)
+        c = power_of_two(self.shared.count, 16, self.side)
+        red = power_of_two(self.shared.count, 16, 32 if self.ieee else 64)
+        return {
+            "forward": self._staged("forward", BLOCK_M=16, BLOCK_MANY=self.side, BLOCK_K=k, BLOCK_RED=red),
+            "backward_input": self._staged("backward_input", BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=min(k, 32)),
+            "backward_codebook": self._staged("backward_codebook", BLOCK_M=32, BLOCK_K=book_k, BLOCK_C=c),
+            "backward_bias": Plan.of(BLOCK_M=32, BLOCK_K=power_of_two(self.shared.rows, 16, 32)),
+        }
+
+    def _stage_bytes(self, pass_: str, sizes: Mapping[str, int]) -> int:
+        """What the operands of one round of a kernel's loop take of the shared memory."""
+        if pass_ == "forward":
+            elements = (max(sizes["BLOCK_M"], sizes["BLOCK_MANY"]) + sizes["BLOCK_K"]) * sizes["BLOCK_RED"]
+        elif pass_ == "backward_input":
+            elements = (sizes["BLOCK_M"] + sizes["BLOCK_C"]) * sizes["BLOCK_RED"]
+        elif pass_ == "backward_codebook":
+            elements = (sizes["BLOCK_K"] + sizes["BLOCK_C"]) * sizes["BLOCK_M"]
+        else:
+            elements = sizes["BLOCK_K"] * sizes["BLOCK_M"]
+        return elements * self.itemsize
+
+    def _staged(self, pass_: str, **blocks: int) -> Plan:
+        """As many stages, up to four, as leave room for two programs on a processor."""
+        stages = min(4, self.device.shared // 2 // self._stage_bytes(pass_, blocks))
+        return Plan.of(num_stages=max(1, stages), **blocks)
+
+    def fits(self, pass_: str, plan: Plan) -> bool:
+        sizes = dict(plan.blocks)
+        if plan.variant or SIZES.get(pass_) != tuple(sizes) or any(size not in BLOCKS for size in sizes.values()):
+            return False
+        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
+            return False
+        if self.ieee and max(sizes.values()) > 64:  # ordinary cores hold whole operands in registers
+            return False
+        *_, first, second = sorted(sizes.values())
+        tile = first * second <= 64 * 128 * plan.num_warps // 4
+        return tile and plan.num_stages * self._stage_bytes(pass_, sizes) <= self.device.shared
+
+    def candidates(self, pass_: str) -> Iterator[Plan]:
+        own = self.plans[pass_]
+        near = ([(name, s) for s in (size, 2 * size, size // 2)] for name, size in own.blocks)
+        for candidate in dict.fromkeys((own, *(own.changed(dict(sizes)) for sizes in product(*near)), *around(own))):
+            if self.fits(pass_, candidate):
+                yield candidate
+
+    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
+        forward, dx, dbook, db = (plans[name] for name in SIZES)
+        return forward["BLOCK_RED"], dx["BLOCK_RED"], dbook.blocks, db["BLOCK_M"]
+
+
+class LinearProblem:
+    """shared_linear with everything fixed but the batch."""
+
+    op = "shared_linear"
+    kept = (False,)
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        x, codes, book, _ = tensors
+        self.shared = Shared(int(codes.shape[0]), int(x.shape[1]), *options, int(book.shape[0]))
+        self.device, self.dtype = x.device, x.dtype
+        self.passes = {"forward": (), "backward_input": (0,), "backward_codebook": (2,), "backward_bias": (3,)}
+        # read here and not when a plan or a launcher needs them: they are part of the problem's key
+        self.override = plan.override()
+        self.facts = self.override.device or plan.facts(self.device)
+        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+        self.signature = plan.signature(tensors, options, self.precision)
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        ieee = self.dtype == torch.float32 and self.precision == "ieee"
+        return Ladder(self.shared, self.dtype.itemsize, ieee, self.facts)
+
+    @cached_property
+    def chosen(self) -> dict[str, plan.Chosen]:
+        return plan.choose(self)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
+
+    @cached_property
+    def splits(self) -> tuple[int, int]:
+        """In how many parts forward's reduction is cut, and the elements of each: about two programs a processor where
+        one block of the batch has them, of 512 elements or more. Plans and the batch have no say."""
+        tiles = ceil_div(self.shared.rows, 64)
+        wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), self.shared.count // 512))
+        each = ceil_div(ceil_div(self.shared.count, wanted), STEP) * STEP
+        return ceil_div(self.shared.count, each), each
+
+    # Launchers.
+
+    @cached_property
+    def _code(self) -> ModuleType:
+        from ...kernels import codebook
+
+        return codebook
+
+    def _launcher(self, name: str, **constants: Any) -> launch.Launcher:
+        return launch.Launcher(getattr(self._code, name), constants, self.plans[name], self.device)
+
+    def _multiplying(self, name: str, **constants: Any) -> launch.Launcher:
+        constants |= {"DOT_TYPE": launch.dot_type(self.dtype), "PRECISION": self.precision}
+        return self._launcher(name, shared=self.shared, **constants)
+
+    def _forward_of(self, many: int) -> launch.Launcher:
+        splits, each = self.splits
+        return self._multiplying("forward", SPLITS=splits, EACH=each, MANY=many)
+
+    @cached_property
+    def _forward_few(self) -> launch.Launcher:
+        return self._forward_of(0)
+
+    @cached_property
+    def _forward_many(self) -> launch.Launcher:
+        return self._forward_of(1)
+
+    @cached_property
+    def _add_splits(self) -> launch.Launcher:
+        constants = {"K": self.shared.rows, "SPLITS": self.splits[0]}
+        return launch.Launcher(self._code.add_splits, constants, Plan.of(BLOCK=256, num_warps=2), self.device)
+
+    @cached_property
+    def _backward_input(self) -> launch.Launcher:
+        return self._multiplying("backward_input")
+
+    @cached_property
+    def _backward_codebook(self) -> launch.Launcher:
+        return self._multiplying("backward_codebook")
+
+    @cached_property
+    def _sum_centroids(self) -> launch.Launcher:
+        return sum_centroids(self._code, self.shared, self.device)
+
+    @cached_property
+    def _backward_bias(self) -> launch.Launcher:
+        return self._launcher("backward_bias", K=self.shared.rows)
+
+    # The way of the tensors.
+
+    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def allocate(self, x, codes, book, b, *, save: bool = True) -> tuple[torch.Tensor]:
+        return (self._empty(x.shape[0], self.shared.rows),)
+
+    def forward(self, x, codes, book, b, *, save: bool = True) -> tuple[torch.Tensor]:
+        (y,) = outs = self.allocate(x, codes, book, b)
+        n, sizes = x.shape[0], self.plans["forward"]
+        if not n:
+            return outs
+        given = [None if t is None else t.contiguous() for t in (x, codes, book, b)]
+        splits, tiles = self.splits[0], ceil_div(self.shared.rows, sizes["BLOCK_K"])
+        if n > FEW:
+            self._forward_many(tiles * ceil_div(n, sizes["BLOCK_MANY"]), *given, y, n)
+            return outs
+        grid = tiles * splits * ceil_div(n, sizes["BLOCK_M"])
+        if splits == 1:
+            self._forward_few(grid, *given, y, n)
+            return outs
+        partial = self._empty(splits, n, self.shared.rows, dtype=torch.float32)
+        self._forward_few(grid, *given, partial, n)
+        self._add_splits(ceil_div(self.shared.rows, 256) * n, partial, given[3], y, n)
+        return outs
+
+    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
+        return [
+            self._empty(*t.shape) if need and i != 1 else None
+            for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
+        ]
+
+    def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
+        dx, _, dbook, db = grads = self.allocate_gradients(tensors, needs)
+        x, codes, book, _ = tensors
+        n, shared = x.shape[0], self.shared
+        if n == 0:
+            for t in grads:
+                if t is not None:
+                    t.zero_()
+            return grads
+        grad, codes = grad.contiguous(), codes.contiguous()
+        if dx is not None:
+            sizes = self.plans["backward_input"]
+            grid = ceil_div(n, sizes["BLOCK_M"]) * ceil_div(shared.count, sizes["BLOCK_C"])
+            self._backward_input(grid, grad, codes, book.contiguous(), dx, n)
+        if dbook is not None:
+            tiles = book_tiles(shared, self.plans["backward_codebook"])
+            splits, each = self.batch_splits(n)
+            sums = self._empty(tiles * splits, shared.books, shared.ENTRIES, dtype=torch.float32)
+            self._backward_codebook(tiles * shared.books * splits, x.contiguous(), grad, codes, sums, n, splits, each)
+            self._sum_centroids(ceil_div(dbook.numel(), SUM_CENTROIDS["BLOCK"]), sums, dbook, tiles * splits)
+        if db is not None:
+            self._backward_bias(ceil_div(shared.rows, self.plans["backward_bias"]["BLOCK_K"]), grad, db, n)
+        return grads
+
+    def batch_splits(self, batch: int) -> tuple[int, int]:
+        """How many programs share the batch in backward_codebook, and how many rows each has: about two programs a
+        processor, of 128 rows or more. The order of the sums is the weight's: plans have no say."""
+        tiles = ceil_div(self.shared.rows, 64) * ceil_div(self.shared.count, 64)
+        wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), batch // 128))
+        each = ceil_div(ceil_div(batch, wanted), STEP) * STEP
+        return ceil_div(batch, each), each
+
+    def saved_bytes(self, batch: int) -> int:
+        return 0
+
+    def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
+        shared, size = self.shared, self.dtype.itemsize
+        codes, book = shared.rows * shared.PITCH, shared.books * shared.ENTRIES * size
+        x, y = batch * shared.count * size, batch * shared.rows * size
+        flops = 2 * batch * shared.rows * shared.count
+        costs = {
+            "forward": Cost(x + codes + book + shared.rows * size + y, flops),
+            "backward_input": Cost(y + codes + book + x, flops),
+            "backward_codebook": Cost(x + y + codes + book, flops),
+            "backward_bias": Cost(y + shared.rows * size, batch * shared.rows),
+        }
+        wanted = {name for name, of in self.passes.items() if not of or any(needs[i] for i in of)}
+        return {name: cost for name, cost in costs.items() if name in wanted}
+
+
+def precision() -> str:
+    """How matrix products multiply fp32, by torch's own switch (torch.backends.cuda.matmul.fp32_precision)."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

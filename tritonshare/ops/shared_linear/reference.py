@@ -1,0 +1,30 @@
+"""shared_linear in plain torch, and what benchmarks set beside it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ...op import Rival
+from ...packing import decode
+
+
+def reference(input, codes, codebook, bias, bits):
+    return F.linear(input, decode(codes, codebook, bits, input.shape[-1]), bias)
+
+
+def dense(options):
+    """torch's own, from a dense weight that was decoded beforehand: what sharing the weight spares is its bytes."""
+    weights: dict[int, torch.Tensor] = {}
+
+    def run(x, codes, codebook, bias):
+        address = codes.data_ptr()
+        if address not in weights:
+            with torch.no_grad():
+                weights[address] = decode(codes, codebook, *options, x.shape[-1])
+        return F.linear(x, weights[address], bias)
+
+    return run
+
+
+RIVALS = {"torch, dense weight": Rival(dense, trains=False)}
