@@ -17,7 +17,7 @@ from bench.launches import call
 from bench.rows import OURS, PASSES, HostRow, record
 from bench.stub_driver import stub_driver
 from tritonshare import gate, launch
-from tritonshare.op import REGISTRY, Case, first_of
+from tritonshare.op import REGISTRY, first_of
 
 ROUNDS = {"rounds": 200, "iterations": 100, "warmup_rounds": 20}
 
@@ -25,8 +25,7 @@ ROUNDS = {"rounds": 200, "iterations": 100, "warmup_rounds": 20}
 def one_sample(op):
     """The op's first case, one sample of it."""
     case = next(case for case in op.cases if "tiny" in case.tags)
-    first, *rest = case.tensors
-    return Case(case.name, case.tags, ((1, *first[1:]), *rest), case.options)
+    return op.case_of_batch(case, 1)
 
 
 def smallest(op):

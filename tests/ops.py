@@ -19,6 +19,11 @@ def cases(*tags):
     ]
 
 
+def per_sample(parameters):
+    """Of parameters (op, ...) those of ops whose samples are computed one by one."""
+    return [p for p in parameters if p.values[0].per_sample]
+
+
 def ops():
     return [pytest.param(op, id=op.name) for op in OPS]
 
@@ -55,6 +60,20 @@ def results(op, tensors, grad=None, family="integers", **options):
 def assert_same_bits(pairs):
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+# Batches.
+
+
+def of_batch(op, tensors, batch):
+    """The tensors, with only these samples (a slice, or an index) of those that are batched."""
+    return [t[batch] if i in op.batched and t is not None else t for i, t in enumerate(tensors)]
+
+
+def first_sample(op, tensors, many):
+    """Leaves, with the first sample so many times in those that are batched."""
+    of = [t.repeat(many, *[1] * (t.dim() - 1)) if t is not None else t for t in of_batch(op, tensors, slice(1))]
+    return gate.wanting_gradients([of[i] if i in op.batched else t for i, t in enumerate(tensors)])
 
 
 # The same numbers in other layouts.

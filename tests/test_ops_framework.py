@@ -6,9 +6,9 @@ import copy
 import pytest
 import torch
 
-from tests.ops import call, case_of, cases, leaves, ops, results, wanting
+from tests.ops import call, case_of, cases, first_sample, leaves, ops, results, wanting
 from tritonshare import functional, gate, plan
-from tritonshare.op import differentiable
+from tritonshare.op import differentiable, first_of
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
 
@@ -31,6 +31,7 @@ def test_opcheck(op):
     torch.library.opcheck(registered, arguments)
     with torch.no_grad():
         outs = registered(*arguments)
+    outs = outs if isinstance(outs, tuple) else (outs,)
     backward = getattr(torch.ops.tritonshare, f"{op.name}_backward")
     detached = [t if t is None else t.detach() for t in tensors]
     grad = gate.make_gradient(outs[0])
@@ -58,9 +59,8 @@ def test_compiles_for_any_batch(op):
     case = case_of(op, "tiny")
     function = compiled(op, case, backend="aot_eager", dynamic=True)
     for batch in (2, 3, 5):
-        x, *rest = gate.make_tensors(case, torch.float32)
-        x = x[:1].repeat(batch, *[1] * (x.dim() - 1))
-        torch.testing.assert_close(function(x, *rest), call(op, [x, *rest], **case.options))
+        tensors = [t if t is None else t.detach() for t in first_sample(op, leaves(case), batch)]
+        torch.testing.assert_close(function(*tensors), call(op, tensors, **case.options))
 
 
 @pytest.mark.parametrize("op", ops())
@@ -115,7 +115,7 @@ def test_vmap_of_the_registered_operator(op):
     x, *rest = gate.make_tensors(case, torch.float32)
     options = op.canonical([x, *rest], *gate.raw_options(op, case.options))
     batched = torch.stack([x, 2 * x])
-    found = torch.vmap(lambda x: getattr(torch.ops.tritonshare, op.name)(x, *rest, *options)[0])(batched)
+    found = torch.vmap(lambda x: first_of(getattr(torch.ops.tritonshare, op.name)(x, *rest, *options)))(batched)
     torch.testing.assert_close(found, torch.stack([call(op, [t, *rest], **case.options) for t in batched]))
 
 

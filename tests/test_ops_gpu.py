@@ -2,7 +2,6 @@
 cases come with its declaration. In lane dry the same tests run where there is no GPU: see tests/conftest.py."""
 
 from contextlib import contextmanager
-from dataclasses import replace
 from math import prod
 
 import pytest
@@ -13,7 +12,7 @@ from torch._prims_common import suggest_memory_format
 from bench.launches import NUMBERS, case_tensors, numbers
 from tests.guard import poisoned_allocations
 from tests.on_gpu import finite, one_and_repetitions, passes, same_bits
-from tests.ops import OPS, call, case_of, cases, moved, ops, strided, to_channels_last, unaligned
+from tests.ops import OPS, call, case_of, cases, moved, of_batch, ops, per_sample, strided, to_channels_last, unaligned
 from tritonshare import gate
 from tritonshare.op import differentiable
 
@@ -79,7 +78,7 @@ def of_case(machine, op, case, dtype=torch.float16, family="random", seed=0):
 def test_layer(machine, room, op, case, name, channels_last):
     """At its full size through the gate, and a hundred times with the same bits."""
     if machine.dry:
-        case = replace(case, tensors=((2, *case.tensors[0][1:]), *case.tensors[1:]))
+        case = op.case_of_batch(case, 2)
     generator = torch.Generator(machine.device).manual_seed(0)
     with numbers(name) as dtype:
         empty = case_tensors(case, dtype, device=machine.device, channels_last=channels_last)
@@ -104,28 +103,29 @@ def repeated(t, copies):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize(("op", "case"), TINY)
+@pytest.mark.parametrize(("op", "case"), per_sample(TINY))
 def test_offsets_beyond_2_31_elements(machine, room, op, case, layout):
     """A batch over and over, until the larger of input and output has 2.5 * 2^30 elements: every sample has the bits
     that it has in the small batch. Integers, so that sums over the batch can be compared, too."""
     if not machine.dry and torch.cuda.get_device_properties(machine.device).total_memory < 40 * GIB:
         pytest.skip("needs a GPU with 40 GiB of memory")
     batch = 100
-    case = replace(case, tensors=((batch, *case.tensors[0][1:]), *case.tensors[1:]))
+    case = op.case_of_batch(case, batch)
     tensors, grad = of_case(machine, op, case, family="integers")
-    x, *rest = [to_channels_last(t) if layout == torch.channels_last else t for t in tensors]
-    expected = computed(op, case, [x, *rest], grad)
+    tensors = [to_channels_last(t) if layout == torch.channels_last else t for t in tensors]
+    expected = computed(op, case, tensors, grad)
     grad = torch.empty_like(expected["output"]).copy_(grad)
     sizes = [expected[name].numel() for name in ("output", "grad[0]")]
     copies = (2**12 if machine.dry else 5 * GIB // 2) // max(sizes) + 2
-    many, many_grads = repeated(x, copies), repeated(grad, copies)
-    found = computed(op, case, [many, *rest], many_grads)
+    many = [repeated(t, copies) if i in op.batched else t for i, t in enumerate(tensors)]
+    many_grads = repeated(grad, copies)
+    found = computed(op, case, many, many_grads)
     for name in ("output", "grad[0]"):
         for part in found[name].unflatten(0, (copies, batch)).tensor_split(8):
             same_bits(machine, {name: part}, {name: expected[name].expand(part.shape)})
     del found, part
     many_grads[:-batch] = 0
-    found = computed(op, case, [many, *rest], many_grads)
+    found = computed(op, case, many, many_grads)
     sums = [name for name in expected if name not in ("output", "grad[0]")]
     same_bits(machine, {name: found[name] + 0 for name in sums}, {name: expected[name] + 0 for name in sums})
 
@@ -161,19 +161,20 @@ def test_layouts_give_the_same_bits(machine, op, case, name):
             same_bits(machine, computed(op, case, tensors, layout(grad)), expected)
 
 
-@pytest.mark.parametrize(("op", "case", "name"), TINY_IN_NUMBERS)
+@pytest.mark.parametrize(("op", "case", "name"), per_sample(TINY_IN_NUMBERS))
 def test_a_sample_does_not_depend_on_its_batch(machine, op, case, name):
     with numbers(name) as dtype:
-        (x, *rest), grad = of_case(machine, op, case, dtype)
+        tensors, grad = of_case(machine, op, case, dtype)
+        samples = case.shapes[0][0]
 
         def of(batch):
-            found = computed(op, case, [x[batch], *rest], grad[batch])
+            found = computed(op, case, of_batch(op, tensors, batch), grad[batch])
             return {name: found[name] for name in ("output", "grad[0]")}
 
         everything = of(slice(None))
-        order = torch.arange(len(x), device=machine.device).flip(0)
+        order = torch.arange(samples, device=machine.device).flip(0)
         same_bits(machine, of(order), {name: t[order] for name, t in everything.items()})
-        for n in range(len(x)):
+        for n in range(samples):
             one = slice(n, n + 1)
             same_bits(machine, of(one), {name: t[one] for name, t in everything.items()})
 
@@ -304,11 +305,11 @@ def test_function_transforms(machine, op):
     case = case_of(op, "tiny")
     with numbers("fp32") as dtype:
         judge = gate.Judge(op, case, gate.make_tensors(case, dtype, machine.device))
-        present = [i for i, t in enumerate(judge.tensors) if t is not None]
+        present = [i for i, d in enumerate(differentiable(judge.tensors)) if d]
 
         def function(*given):
             tensors = dict(zip(present, given, strict=True))
-            return call(op, [tensors.get(i) for i in range(op.tensors)], **case.options)
+            return call(op, [tensors.get(i, t) for i, t in enumerate(judge.tensors)], **case.options)
 
         given = [judge.tensors[i] for i in present]
         output, pull = torch.func.vjp(function, *given)

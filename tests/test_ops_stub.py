@@ -7,7 +7,7 @@ import torch
 
 from bench.stub_driver import stub_driver
 from tests.guard import Guard
-from tests.ops import call, case_of, cases, leaves, ops, wanting
+from tests.ops import call, case_of, cases, first_sample, leaves, of_batch, ops, wanting
 from tritonshare import gate, launch, plan
 from tritonshare.check import ArgumentError
 
@@ -54,8 +54,7 @@ def test_launches_follow_the_plans(gpu, op, case):
 def test_a_repeated_call_neither_compiles_nor_binds(gpu, op):
     case = case_of(op, "tiny")
     for batch in (case.tensors[0][0], case.tensors[0][0], case.tensors[0][0] + 3):
-        tensors = halves(case)
-        tensors[0] = tensors[0].detach()[:1].repeat(batch, *[1] * (tensors[0].dim() - 1)).requires_grad_()
+        tensors = first_sample(op, halves(case), batch)
         work = (len(gpu.compiles), gpu.binder_runs)
         backward(call(op, tensors, **case.options), tensors)
         if gpu.launches and batch != case.tensors[0][0]:
@@ -69,10 +68,9 @@ def test_a_repeated_call_neither_compiles_nor_binds(gpu, op):
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))
 def test_batches_of_every_size_share_a_problem(gpu, op, case):
     """The stub refuses a launch that does not suit what was compiled for another batch."""
-    x, *rest = halves(case)
     for batch in (1, 200, 1, 17):
-        many = x.detach()[:1].repeat(batch, *[1] * (x.dim() - 1)).requires_grad_()
-        backward(call(op, [many, *rest], **case.options), [many, *rest])
+        many = first_sample(op, halves(case), batch)
+        backward(call(op, many, **case.options), many)
     assert len(op._problems) == 1
 
 
@@ -107,9 +105,9 @@ def test_an_unaligned_view_is_compiled_once_for_itself(gpu, op):
 @pytest.mark.parametrize("op", ops())
 def test_nothing_is_launched_for_an_empty_batch_or_a_bad_argument(gpu, op):
     case = case_of(op, "tiny")
-    x, *rest = halves(case)
-    empty = x.detach()[:0].requires_grad_()
-    grads = backward(call(op, [empty, *rest], **case.options), [empty, *rest])
+    x, *rest = tensors = halves(case)
+    empty = gate.wanting_gradients(of_batch(op, tensors, slice(0)))
+    grads = backward(call(op, empty, **case.options), empty)
     assert all((g == 0).all() for g in grads)
     with pytest.raises(ArgumentError):
         call(op, [x[:, :0], *rest], **case.options)

@@ -7,10 +7,11 @@ import torch
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
 from .ops.conv_act_pool import CONV2D_ACT_POOL
+from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from .ops.shared_linear import SHARED_LINEAR
 
-__all__ = ["adaptive_update_", "conv2d_act_pool", "shared_conv2d_act_pool", "shared_linear"]
+__all__ = ["adaptive_update_", "conv2d_act_pool", "segment_sum", "shared_conv2d_act_pool", "shared_linear"]
 
 
 def conv2d_act_pool(
@@ -179,3 +180,28 @@ def adaptive_update_(
         naming the argument, before anything is written.
     """
     return adaptive_update.adaptive_update_(weight, grad, similarity, lr, weight_decay, maximize)
+
+
+def segment_sum(input: torch.Tensor, segments: torch.Tensor, count: int) -> torch.Tensor:
+    """Sums of rows by segment, without atomics: `output[s] = sum of input[n] over all n with segments[n] == s`.
+
+    Rows are brought into the order of their segments by a stable sort, and summed in that order, in fp32, in pieces
+    whose sums are added in a fixed order: the same bits on every run, and however long a segment is. A segment's sum
+    depends on its own rows only.
+
+    Args:
+        input: [N, D], D at least 1; float32, float16 or bfloat16 (float64 is summed by torch).
+        segments: [N] int64, from 0 to count - 1, in any order.
+        count: how many segments there are, at least 1. One without rows is 0.
+
+    Returns:
+        [count, D], in the dtype of input. Gradients go to input: each row gets that of its segment's sum.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: one sentence naming argument and axis, before anything is launched. An id out
+        of range raises where ids are in the CPU's memory. Reading those of a GPU would make the host wait: there, and
+        in compiled code, a row with such an id is in no segment, its gradient is 0, and nothing is read or written
+        out of bounds.
+    """
+    check_ids(segments, count)
+    return SEGMENT_SUM(input, segments, count)

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -147,7 +147,8 @@ class Op:
     schema: arguments of the registered operator, tensors first, options in canonical form.
     outputs: of the registered operator: the public ones and what is saved.
     returns: how many are public. The first one has the gradient; others have none, such as indices.
-    batched: the tensors whose axis 0 is the batch, which is no part of a problem.
+    batched: the tensors whose axis 0 is the batch, which is no part of a problem; all of them have the same.
+    per_sample: whether sample n of the output is made of sample n of the batched tensors.
     contract: clauses over the arguments by name.
     canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves alone.
     problem: (tensors, options) -> Problem.
@@ -173,6 +174,7 @@ class Op:
     rivals: Mapping[str, Rival]
     returns: int = 1
     batched: tuple[int, ...] = (0,)
+    per_sample: bool = True
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -221,8 +223,10 @@ class Op:
             for i, t in enumerate(tensors[1:], 1):
                 if t is None:
                     key.append(None)
+                elif i in self.batched:
+                    key += (t.shape[1:], t.shape[0] == x.shape[0], t.stride(), t.dtype, t.device)
                 else:
-                    key += (t.shape[1:] if i in self.batched else t.shape, t.stride(), t.dtype, t.device)
+                    key += (t.shape, t.stride(), t.dtype, t.device)
             if x.dtype == torch.float32:
                 key.append(self.precision())
             key = tuple(key)
@@ -237,6 +241,17 @@ class Op:
                 self._problems.clear()
             self._problems[key] = problem
         return problem
+
+    def case_of_batch(self, case: Case, batch: int) -> Case:
+        """A case with another batch."""
+
+        def resized(t: Any) -> Any:
+            if isinstance(t, Whole):
+                return replace(t, shape=(batch, *t.shape[1:]))
+            return None if t is None else (batch, *t[1:])
+
+        tensors = tuple(resized(t) if i in self.batched else t for i, t in enumerate(case.tensors))
+        return replace(case, tensors=tensors)
 
     def check(self, *args: Any) -> None:
         """Raise one sentence on the first argument that breaks the contract."""
@@ -256,7 +271,12 @@ class Op:
             tensors = _autocast(tensors, x.device.type)
         if not launch.traced_path_of(x.device.type, tensors[0].dtype):
             return self.reference(*tensors, *options)
-        return self._public(getattr(torch.ops.tritonshare, self.name)(*tensors, *options))
+        return self._public(_tupled(getattr(torch.ops.tritonshare, self.name)(*tensors, *options)))
+
+
+def _tupled(outs: Any) -> tuple[torch.Tensor, ...]:
+    """What a registered operator returns; one that returns a single tensor returns no tuple."""
+    return outs if isinstance(outs, tuple) else (outs,)
 
 
 def first_of(outs: Any) -> torch.Tensor:
@@ -343,7 +363,9 @@ def _register(op: Op) -> None:
     LIBRARY.define(f"{backward_name}(Tensor grad, {head}, {kept},{options}, bool[] needs) -> Tensor[]")
 
     def filled(outs):
-        """An operator's outputs are tensors: empty ones for what is not saved."""
+        """An operator's outputs are tensors: empty ones for what is not saved. One alone is not in a tuple."""
+        if op.outputs == 1:
+            return outs[0]
         return tuple(outs[0].new_empty(0) if o is None else o for o in outs)
 
     nothing_saved = (None,) * (op.outputs - op.returns)
@@ -391,7 +413,8 @@ def _register(op: Op) -> None:
             keep = op.problem(inputs[:tensors], ctx.rest).kept
         else:
             keep = (False,) * op.outputs
-        ctx.save_for_backward(*inputs[:tensors], *[o if k else None for o, k in zip(output, keep, strict=True)])
+        kept = [o if k else None for o, k in zip(_tupled(output), keep, strict=True)]
+        ctx.save_for_backward(*inputs[:tensors], *kept)
 
     def formula(ctx, grad, *_):
         inputs, outs = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
@@ -409,6 +432,8 @@ def _register(op: Op) -> None:
         for i in range(info.batch_size):
             one = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
             calls.append(getattr(torch.ops.tritonshare, op.name)(*one))
+        if op.outputs == 1:
+            return torch.stack(calls), 0
         return tuple(torch.stack(same) for same in zip(*calls, strict=True)), (0,) * op.outputs
 
     for key in ("CPU", "CUDA"):

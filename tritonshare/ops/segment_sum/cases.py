@@ -1,0 +1,35 @@
+"""Named geometries of segment_sum: [N, D], N ids below count."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from ...op import Case, Whole
+
+
+def case(name: str, tags: str, rows: int, columns: int, count: int) -> Case:
+    ids = Whole((rows,), count, torch.int64)
+    return Case(name, tuple(tags.split()), ((rows, columns), ids), {"count": count})
+
+
+CASES = (
+    case("ragged", "tiny laws", 37, 5, 4),
+    case("exact", "tiny laws", 64, 16, 3),
+    case("one_row", "edge", 1, 1, 1),
+    case("empty_batch", "edge", 0, 3, 4),
+    case("empty_segments", "edge laws", 3, 4, 40),
+    case("one_long_segment", "edge laws", 600, 3, 1),
+    case("long_and_short", "edge", 1000, 2, 3),
+    case("many_columns", "edge", 20, 300, 2),
+    # sums of a k-means step, of a layer's tokens by cluster, and of a gradient by the centroids that weights share
+    case("kmeans_images", "layer chips", 60_000, 784, 256),
+    case("kmeans_features", "layer", 1_000_000, 64, 1024),
+    case("centroids", "layer", 1_048_576, 1, 16),
+)
+
+
+def draw(rng: random.Random) -> Case:
+    return case("drawn", "drawn", rng.choice((rng.randint(1, 40), rng.randint(257, 700))), rng.randint(1, 20),
+                rng.randint(1, 9))  # fmt: skip

@@ -1,0 +1,157 @@
+"""segment_sum on a device: allocation, plans and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ... import launch, plan
+from ...kernels.geometry import ceil_div
+from ...op import Cost
+from ...plan import STAGES, WARPS, Plan, around
+
+SIZES = {"forward": ("BLOCK_D", "BLOCK_M", "LENGTH"), "backward_input": ("BLOCK_D", "BLOCK_M")}
+ROWS = (16, 32, 64)  # what the kernels halve at most six times
+COLUMNS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+TILE = 64 * 128  # elements, 64 registers a thread at four warps
+LENGTHS = (256, 512, 1024)
+
+
+class Ladder:
+    """Block sizes: of the number of columns and the element size, and never of the rows."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        d = min(1 << (self.columns - 1).bit_length(), 128)
+        m = min(max(2048 // d, 16), 64)
+        return {"forward": Plan.of(BLOCK_M=m, BLOCK_D=d, LENGTH=256), "backward_input": Plan.of(BLOCK_M=64, BLOCK_D=d)}
+
+    def fits(self, pass_: str, plan: Plan) -> bool:
+        sizes = dict(plan.blocks)
+        if plan.variant or SIZES.get(pass_) != tuple(sizes):
+            return False
+        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
+            return False
+        if sizes["BLOCK_M"] not in ROWS or sizes["BLOCK_D"] not in COLUMNS or sizes.get("LENGTH", 256) not in LENGTHS:
+            return False
+        return sizes["BLOCK_M"] * sizes["BLOCK_D"] <= TILE * plan.num_warps // 4
+
+    def candidates(self, pass_: str) -> Iterator[Plan]:
+        own = self.plans[pass_]
+        changes = [{"BLOCK_M": m, "BLOCK_D": d} for m in ROWS for d in COLUMNS if d < 2 * self.columns]
+        for candidate in dict.fromkeys((own, *map(own.changed, changes), *around(own))):
+            if self.fits(pass_, candidate):
+                yield candidate
+
+    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
+        return plans["forward"]["BLOCK_M"], plans["forward"]["LENGTH"]
+
+
+class SegmentProblem:
+    """segment_sum with everything fixed but the rows."""
+
+    op = "segment_sum"
+    passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_input": (0,)}
+    kept = (False,)
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        x = tensors[0]
+        (self.count,) = options
+        self.columns = int(x.shape[1])
+        self.device, self.dtype = x.device, x.dtype
+        self.override = plan.override()
+        self.facts = self.override.device or plan.facts(self.device)
+        self.signature = plan.signature(tensors, options, "ieee", batched=(0, 1))
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        return Ladder(self.columns)
+
+    @cached_property
+    def chosen(self) -> dict[str, plan.Chosen]:
+        return plan.choose(self)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
+
+    @cached_property
+    def _code(self) -> ModuleType:
+        from ...kernels import segment
+
+        return segment
+
+    def _launcher(self, kernel: str, plan: Plan) -> launch.Launcher:
+        return launch.Launcher(getattr(self._code, kernel), {"D": self.columns}, plan, self.device)
+
+    @cached_property
+    def _forward(self) -> launch.Launcher:
+        return self._launcher("forward", self.plans["forward"])
+
+    @cached_property
+    def _sum_pieces(self) -> launch.Launcher:
+        return self._launcher("sum_pieces", self.plans["forward"])
+
+    @cached_property
+    def _backward_input(self) -> launch.Launcher:
+        return self._launcher("backward_input", self.plans["backward_input"])
+
+    def allocate(self, x, segments, *, save: bool = True) -> tuple[torch.Tensor]:
+        return (torch.empty((self.count, self.columns), dtype=self.dtype, device=self.device),)
+
+    def forward(self, x, segments, *, save: bool = True) -> tuple[torch.Tensor]:
+        (out,) = outs = self.allocate(x, segments)
+        n = x.shape[0]
+        if n == 0:
+            out.zero_()
+            return outs
+        ids, order = torch.sort(segments.contiguous(), stable=True)
+        starts = torch.searchsorted(ids, torch.arange(self.count + 1, device=ids.device))
+        sizes = self.plans["forward"]
+        length, blocks = sizes["LENGTH"], ceil_div(self.columns, sizes["BLOCK_D"])
+        later = (n - 1) // length  # places at which pieces behind a segment's first can be
+        partial = None
+        if later:
+            partial = torch.empty((2 * (n // length), self.columns), dtype=torch.float32, device=self.device)
+        self._forward((self.count + later) * blocks, x.contiguous(), order, ids, starts, out, partial, self.count)
+        if later:
+            self._sum_pieces((later + 1) * blocks, partial, ids, starts, out, self.count)
+        return outs
+
+    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
+        x, _ = tensors
+        return [torch.empty(x.shape, dtype=self.dtype, device=self.device) if needs[0] else None, None]
+
+    def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
+        dx, _ = grads = self.allocate_gradients(tensors, needs)
+        if dx is not None and dx.shape[0]:
+            sizes, n = self.plans["backward_input"], dx.shape[0]
+            grid = ceil_div(n, sizes["BLOCK_M"]) * ceil_div(self.columns, sizes["BLOCK_D"])
+            self._backward_input(grid, grad.contiguous(), tensors[1].contiguous(), dx, n, self.count)
+        return grads
+
+    def saved_bytes(self, batch: int) -> int:
+        return 0
+
+    def scratch(self, batch: int) -> int:
+        return int(batch > self.plans["forward"]["LENGTH"])
+
+    def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
+        """The least: rows and ids read once, sums written once. Sorting the ids is not counted."""
+        bytes_ = (batch + self.count) * self.columns * self.dtype.itemsize + 8 * batch
+        costs = {"forward": Cost(bytes_, batch * self.columns)}
+        if needs[0]:
+            costs["backward_input"] = Cost(bytes_, 0)
+        return costs
+
+
+def precision() -> str:
+    """fp32 is added, never multiplied."""
+    return "ieee"
