@@ -5,14 +5,18 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tritonshare
 from tritonshare import compress as tc
+from tritonshare import data, train
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.checkpoint import METADATA_KEY, CheckpointError
+from tritonshare.cli import main
 from tritonshare.nn import ConvActPool2d, SharedConv2d, SharedLinear
+from tritonshare.options import Options
+from tritonshare.report import Epoch
 
 pytestmark = pytest.mark.reference
 
@@ -461,3 +465,86 @@ def test_what_is_written_is_described(saved):
     assert "again.codes" in metadata["same"]
     with pytest.raises(ArgumentError, match="save: model has the state _extra_state"):
         tc.save(type("Odd", (nn.Linear,), {"get_extra_state": lambda self: 1})(2, 2), path)
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of the trainer on digits, barely trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    run = train.Run(Options(out=folder), data.load("digits"), torch.device("cpu"))
+    run.save([Epoch(1.0, 1.0, 0.1, 1.0)])
+    return folder
+
+
+def command(*arguments):
+    try:
+        return main(["compress", *map(str, arguments), "--device", "cpu"])
+    except SystemExit as leaving:  # how argparse reports options that it cannot parse
+        return leaving.code
+
+
+@pytest.mark.parametrize("name", [train.MODEL, train.CHECKPOINT])
+def test_command_compresses_what_the_trainer_wrote(trained, tmp_path, capsys, name):
+    out = tmp_path / "small.safetensors"
+    assert command(trained / name, "--target-bytes", 20_000, "-o", out) == 0
+    output = capsys.readouterr().out
+    assert "\ntotal " in output
+    assert "\nheld-out accuracy " in output or output.startswith("held-out accuracy ")
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    small = tc.load(out, train.TwoBlockCNN(1, 8, 10))
+    assert true_bytes(small) <= 20_000
+    dense = train.TwoBlockCNN(1, 8, 10)
+    dense.load_state_dict(load_file(trained / train.MODEL))
+    assert same(state(small), state(tc.compress(dense, target_bytes=20_000, codebooks=8)[0]))
+
+
+def test_command_shares_any_file_of_weights(tmp_path):
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Linear(32, 8, bias=False), nn.Embedding(16, 8))
+    source, out = tmp_path / "weights.safetensors", tmp_path / "small.safetensors"
+    save_file(model.state_dict(), source)
+    assert command(source, "--bits", 2, "--codebooks", 1, "-o", out) == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["small.safetensors", "weights.safetensors"]
+    loaded = tc.load(out, copy.deepcopy(model))
+    assert [type(module) for module in loaded] == [SharedConv2d, nn.BatchNorm2d, SharedLinear, nn.Embedding]
+    expected, _ = tc.compress(model, 2)
+    assert same(state(expected[0]), state(loaded[0]))
+    assert same(state(model[1]), state(loaded[1]))
+    assert same(state(expected[2]), state(loaded[2]))
+    assert len(loaded[3].weight.unique()) == 4
+
+
+def test_command_refuses_in_one_sentence_and_writes_nothing(trained, saved, tmp_path, capsys):
+    model, out = trained / train.MODEL, tmp_path / "out.safetensors"
+    for name, content in {"text": b"hello", "cut": model.read_bytes()[:-9], "there": b"precious"}.items():
+        (tmp_path / name).write_bytes(content)
+    save_file({"a.bias": torch.ones(3)}, tmp_path / "biases")
+    save_file({"a": torch.ones(3, 3), "a.weight": torch.ones(3, 3)}, tmp_path / "both")
+    damaged = (trained / train.CHECKPOINT).read_bytes()
+    (tmp_path / "damaged").write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
+    before = {path: path.read_bytes() for folder in (tmp_path, trained) for path in folder.iterdir()}
+    for arguments, message in (
+        ((tmp_path / "none", "-o", out), "there is no file"),
+        ((tmp_path / "text", "-o", out), "is not a whole safetensors file"),
+        ((tmp_path / "cut", "-o", out), "is not a whole safetensors file"),
+        ((tmp_path / "damaged", "-o", out), "is damaged"),
+        ((tmp_path / "biases", "-o", out), "model has no layer to share"),
+        ((tmp_path / "both", "-o", out), "has both a tensor a and tensors inside of a"),
+        ((saved[1], "-o", out), "has shared weights already"),
+        ((model, "-o", model, "--force"), "would overwrite"),
+        ((model, "-o", tmp_path / "there"), "already: choose another --out, or --force it"),
+        ((model, "-o", tmp_path / "no" / "out"), "there is no folder"),
+        ((model, "-o", out, "--bits", 9), "bits must be from 1 to 8, but is 9"),
+        ((model, "-o", out, "--bits", 4, "--max-error", 1), "not allowed with argument"),
+        ((model, "-o", out, "--target-bytes", 9), "target_bytes is 9, but"),
+        ((model, "-o", out, "--data-dir", tmp_path), "takes no --data-dir"),
+    ):
+        assert command(*arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("tritonshare compress: ")
+        assert message in line
+    assert before == {path: path.read_bytes() for folder in (tmp_path, trained) for path in folder.iterdir()}
+    assert command(model, "-o", tmp_path / "there", "--force") == 0
+    assert tc.load(tmp_path / "there", train.TwoBlockCNN(1, 8, 10)).block1.bits == 4

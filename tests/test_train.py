@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tritonshare import __version__, checkpoint, data, optim, train
+from tritonshare import __version__, checkpoint, compress, data, optim, train
 from tritonshare.cli import main
 from tritonshare.options import OPTIMIZERS, Options
 
@@ -278,6 +278,78 @@ def test_run_killed_in_its_first_epoch_can_start_again(small, small_run, tmp_pat
     assert same_bits(tmp_path / "out", small_run)
 
 
+@pytest.fixture(scope="module")
+def shared(small):
+    return (*small, "--epochs", 1, "--shared-bits", 2, "--shared-epochs", 2, "--shared-lr", 0.001)
+
+
+@pytest.fixture(scope="module")
+def shared_run(shared, tmp_path_factory):
+    """The folder of an unbroken run that ends with shared weights."""
+    out = tmp_path_factory.mktemp("shared") / "out"
+    assert command(*shared, "--out", out) == 0
+    return out
+
+
+def test_shared_weights_are_fine_tuned_and_reported(small, shared, shared_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(*small, "--epochs", 1, "--out", out) == 0  # only dense so far: it can go on
+    capsys.readouterr()
+    assert command(*shared, "--out", out, "--resume") == 0
+    output = capsys.readouterr().out
+    names = [train.CHECKPOINT, train.MODEL, train.CURVES, train.SHARED, train.SIZES]
+    assert sorted(contents(out)) == sorted(contents(shared_run)) == sorted(names)
+    assert same_bits(out, shared_run)
+    assert (out / train.SHARED).read_bytes() == (shared_run / train.SHARED).read_bytes()
+    assert (out / train.SIZES).read_bytes().startswith(b"\x89PNG")
+
+    dense, model = (train.TwoBlockCNN(in_channels=3, image_size=32, num_classes=10) for _ in range(2))
+    dense.load_state_dict(load_file(out / train.MODEL))
+    compress.load(out / train.SHARED, model)
+    untuned, _ = compress.compress(dense, 2, codebooks=8)
+    assert torch.equal(untuned.block2.codes, model.block2.codes)
+    assert not torch.equal(untuned.block2.codebook, model.block2.codebook)
+    assert not torch.equal(untuned.head.bias, model.head.bias)
+    images = data.load("cifar10", small[3])
+    run, accuracies = train.Run(Options(data="cifar10", data_dir=small[3]), images, torch.device("cpu")), []
+    for run.model in (dense, untuned, model):
+        accuracies.append(run.evaluate()[1])
+        assert run.right().double().mean().item() == pytest.approx(accuracies[-1])
+    first, second, third = accuracies
+    assert f"\nheld-out accuracy  {first:.2%} dense, {second:.2%} shared, {third:.2%} fine-tuned (" in output
+    before, after = (sum(t.nbytes for t in of.state_dict().values()) for of in (dense, model))
+    assert f"\nbytes of weights   {before:,} dense, {after:,} shared: {before / after:.2f}x smaller\n" in output
+    counts = np.bincount(images.held_out_labels, minlength=10)
+    table = output[output.index("class  images") :].splitlines()[1:11]
+    assert [line.split()[:2] for line in table] == [[str(n), str(count)] for n, count in enumerate(counts)]
+
+
+@pytest.mark.parametrize("survived", [2, 3])  # of the dense epoch two files, then the curves, then the shared model
+def test_run_killed_while_it_shares_ends_at_the_same_bits(shared, shared_run, tmp_path, monkeypatch, survived):
+    out, calls, replace = tmp_path / "out", [], os.replace
+
+    def killing(source, target):
+        if len(calls) == survived:
+            raise Killed
+        calls.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killing)
+        with pytest.raises(Killed):
+            command(*shared, "--out", out)
+    assert not (out / train.SHARED).exists()
+    assert command(*shared, "--out", out, "--resume") == 0
+    assert (out / train.SHARED).read_bytes() == (shared_run / train.SHARED).read_bytes()
+
+
+def test_a_shared_model_is_not_left_behind(small, shared_run, capsys):
+    before = contents(shared_run)
+    assert command(*small, "--epochs", 2, "--out", shared_run, "--resume") == 2
+    assert f"holds {train.SHARED}, which would be left behind: give --shared-bits, too" in one_sentence(capsys)
+    assert contents(shared_run) == before
+
+
 def test_interrupt_keeps_the_last_epoch(small, tmp_path, monkeypatch, capsys):
     out, evaluate, calls = tmp_path / "out", train.Run.evaluate, []
 
@@ -409,6 +481,9 @@ def test_tensors_of_another_model_do_not_fit(small_run):
         (("--epochs", 0), "--epochs must be at least 1, not 0"),
         (("--epochs", "many"), "invalid int value: 'many'"),
         (("--batch-size", -1), "--batch-size must be at least 1, not -1"),
+        (("--shared-bits", 9), "--shared-bits must be from 1 to 8, not 9"),
+        (("--shared-epochs", 0), "--shared-epochs must be at least 1, not 0"),
+        (("--shared-lr", "nan"), "--shared-lr must be a positive number, not nan"),
         (("--lr", 0), "--lr must be a positive number, not 0"),
         (("--lr", "nan"), "--lr must be a positive number, not nan"),
         (("--seed", -1), "--seed must be in 0..2**63-1, not -1"),

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from tritonshare import __version__
-from tritonshare.options import DEFAULT_EPOCHS, DTYPES, HALVING_EPOCHS, OPTIMIZERS, SIMILARITIES, OptionError, Options
+from tritonshare.options import (
+    DEFAULT_EPOCHS,
+    DTYPES,
+    HALVING_EPOCHS,
+    OPTIMIZERS,
+    SHARED_CODEBOOKS,
+    SIMILARITIES,
+    OptionError,
+    Options,
+)
 
 TRAIN_PACKAGES = ("sklearn", "tqdm", "matplotlib", "safetensors")
 
@@ -82,6 +91,26 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     add("--lr", type=float, help=f"learning rate, halved every {HALVING_EPOCHS} epochs (default: {rates})")
+    add(
+        "--shared-bits",
+        type=int,
+        metavar="N",
+        help="then share the trained weights, 1 to 8 bits each, fine-tune, and write shared.safetensors and sizes.png",
+    )
+    add(
+        "--shared-epochs",
+        type=int,
+        default=Options.shared_epochs,
+        metavar="N",
+        help="of fine-tuning shared weights; killed, it begins again with --resume (default: %(default)s)",
+    )
+    add(
+        "--shared-lr",
+        type=float,
+        default=Options.shared_lr,
+        metavar="LR",
+        help="of fine-tuning's first epoch, falling to zero (default: %(default)s)",
+    )
     add("--seed", type=int, default=Options.seed, metavar="N", help="of weights and all draws (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     add(
@@ -133,6 +162,52 @@ def fail(command: str, status: int, message: str) -> int:
     sentence = " ".join(message.split())  # torch's messages may span lines
     print(f"tritonshare {command}: {sentence}", file=sys.stderr)
     return status
+
+
+def add_compress_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="model or checkpoint of tritonshare train, or any safetensors file: of it, tensors called *.weight with 2 "
+        "or 4 axes are shared",
+    )
+    add("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write; a picture comes beside it (.png)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--bits", type=int, metavar="N", help="of every weight's index, 1 to 8 (default: 4)")
+    how.add_argument("--target-bytes", type=int, metavar="N", help="choose bits by layer, for at most N bytes in all")
+    how.add_argument(
+        "--max-error", type=float, metavar="E", help="choose bits by layer, for a relative L2 error of weights up to E"
+    )
+    add(
+        "--codebooks",
+        type=int,
+        default=SHARED_CODEBOOKS,
+        metavar="N",
+        help="of a layer, at most: each is for a range of its output channels (default: %(default)s)",
+    )
+    add("--data-dir", type=Path, metavar="DIR", help="CIFAR-10's files, for the accuracy of a model trained on it")
+    add("--device", metavar="NAME", help="to evaluate on: cpu, cuda or cuda:N (default: cuda if there is one)")
+    add("--force", action="store_true", help="replace OUT and its picture")
+
+
+def run_compress(args: argparse.Namespace) -> int:
+    missing = [name for name in TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return fail("compress", 2, f"{', '.join(missing)} not installed: run pip install 'tritonshare[train]'")
+    from tritonshare.check import ArgumentError
+    from tritonshare.checkpoint import CheckpointError
+    from tritonshare.compress import command
+    from tritonshare.data import DataError
+
+    try:
+        command.main(args)
+    except (command.CommandError, ArgumentError, CheckpointError, DataError, OptionError) as error:
+        return fail("compress", 2, str(error).removeprefix("compress: "))
+    except OSError as error:
+        return fail("compress", 1, f"{error.filename or args.out}: {error.strerror or error}")
+    return 0
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,6 +264,7 @@ def run_tune(args: argparse.Namespace) -> int:
 Command = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int], str]
 COMMANDS: dict[str, Command] = {
     "train": (add_train_arguments, run_train, "Train the two-block CNN on real images."),
+    "compress": (add_compress_arguments, run_compress, "Share the weights of a file, and write a smaller one."),
     "tune": (add_tune_arguments, run_tune, "Measure plans for a model of yours on this GPU, and keep them."),
     "doctor": (add_doctor_arguments, run_doctor, "Show versions and paths taken, and check the kernels."),
 }

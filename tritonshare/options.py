@@ -13,6 +13,7 @@ from tritonshare import optim
 DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIMILARITIES = {"none": None, "tensor": "tensor", "row": "row"}
+SHARED_CODEBOOKS = 8  # at most, of a layer, with --shared-bits
 HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
 
 
@@ -58,6 +59,9 @@ class Options:
     device: str | None = None  # "cpu", "cuda" or "cuda:N"; None: CUDA if there is one
     dtype: str = "float32"  # of the computation; weights and optimizer state stay float32
     out: Path | None = None  # None: runs/<data>
+    shared_bits: int | None = None  # share the trained weights, with indices of so many bits, and fine-tune
+    shared_epochs: int = 10  # of fine-tuning
+    shared_lr: float = 0.0003  # of its first epoch; it falls to zero along a cosine
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +75,12 @@ class Options:
             raise OptionError(f"--batch-size must be at least 1, not {self.batch_size}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise OptionError(f"--lr must be a positive number, not {self.learning_rate:g}")
+        if self.shared_bits is not None and not 1 <= self.shared_bits <= 8:
+            raise OptionError(f"--shared-bits must be from 1 to 8, not {self.shared_bits}")
+        if self.shared_epochs < 1:
+            raise OptionError(f"--shared-epochs must be at least 1, not {self.shared_epochs}")
+        if not (self.shared_lr > 0 and math.isfinite(self.shared_lr)):
+            raise OptionError(f"--shared-lr must be a positive number, not {self.shared_lr:g}")
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"--seed must be in 0..2**63-1, not {self.seed}")
 

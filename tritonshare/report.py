@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,6 +37,56 @@ def draw_curves(history: Sequence[Epoch], title: str) -> bytes:
     accuracy.set_title(f"Held-out accuracy: {history[-1].held_out_accuracy:.2%} at the end")
     accuracy_by_epoch(accuracy)
     return png(figure)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's parameters and buffers in bytes, and its held-out accuracy in 0..1."""
+
+    bytes: int
+    accuracy: float
+
+
+SIZE_STYLES = (("#0072b2", "o", ":"), ("#d55e00", "s", "-"), ("#009e73", "D", "--"))
+
+
+def draw_sizes(curves: Mapping[str, Mapping[Any, Size]], dense: Size | None, title: str) -> bytes:
+    """A PNG of size against accuracy: a curve by name, with a point for each number of bits, and the dense model."""
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for (name, sizes), (color, marker, line) in zip(curves.items(), SIZE_STYLES, strict=False):
+        points = list(sizes.values())
+        places = [size.bytes for size in points], [size.accuracy for size in points]
+        axes.plot(*places, line, color=color, marker=marker, label=name)
+        for bits, size in sizes.items():
+            below = name == next(iter(curves))
+            axes.annotate(
+                str(bits),
+                (size.bytes, size.accuracy),
+                xytext=(0, -13 if below else 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize="small",
+                color=color,
+            )
+    if dense is not None:
+        axes.axhline(dense.accuracy, color="#000000", lw=0.8, ls="--")
+        axes.plot([dense.bytes], [dense.accuracy], "k*", markersize=11, label="dense")
+    axes.set_title(f"{title}: accuracy by size, points labelled with bits a weight", fontsize="medium")
+    size_axes(axes)
+    axes.legend(frameon=False)
+    return png(figure)
+
+
+def size_axes(axes: Axes) -> None:
+    axes.set(xlabel="bytes of weights", ylabel="held-out accuracy", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def loss_by_epoch(axes: Axes) -> None:

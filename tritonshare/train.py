@@ -23,6 +23,7 @@ from tritonshare.options import DEFAULT_EPOCHS, DTYPES, HALVING_EPOCHS, OPTIMIZE
 from tritonshare.report import Epoch
 
 CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curves.png"
+SHARED, SIZES = "shared.safetensors", "sizes.png"  # of --shared-bits
 
 UNCHOSEN = {"optimizer": "adam", "similarity": "none"}  # of checkpoints from before there was a choice
 CHECK_STEPS = 20  # steps between two looks at the loss: each look waits for the device
@@ -95,6 +96,9 @@ def threads_for(options: Options, images: data.ImageSet, device: torch.device) -
 class Run:
     """The state of a training run on one device: images, model, optimizer, loss scaler."""
 
+    model: torch.nn.Module
+    rate_option = "--lr"  # what to make smaller when the loss is not finite
+
     def __init__(self, options: Options, images: data.ImageSet, device: torch.device) -> None:
         self.options, self.device = options, device
         # The images stay bytes and move once; each batch is cut and distorted on the device.
@@ -146,10 +150,14 @@ class Run:
         self.scaler.update()
         return loss.detach()
 
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch."""
+        return step_size(self.options.learning_rate, epoch)
+
     def train_epoch(self, epoch: int, bar: tqdm) -> float:
         """All training images once, in the order of `epoch`; returns the mean loss. Raises TrainingError."""
         for group in self.optimizer.param_groups:
-            group["lr"] = step_size(self.options.learning_rate, epoch)
+            group["lr"] = self.rate(epoch)
         count = len(self.train_labels)
         draws = data.epoch_draws(self.options.seed, epoch, count)
         order, maps = (torch.from_numpy(draw).to(self.device) for draw in draws)
@@ -162,7 +170,9 @@ class Run:
             if number % CHECK_STEPS == 0 or number == len(batches):
                 mean = total.item() / seen  # one bad step makes the sum bad for good, so none is missed
                 if not math.isfinite(mean):
-                    raise TrainingError(f"the loss became {mean} in epoch {epoch + 1}: try a smaller --lr")
+                    raise TrainingError(
+                        f"the loss became {mean} in epoch {epoch + 1}: try a smaller {self.rate_option}"
+                    )
                 bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
             bar.update(len(chosen))
         return mean
@@ -179,6 +189,13 @@ class Run:
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += (logits.argmax(1) == labels).sum().item()
         return loss / len(self.held_out_labels), correct / len(self.held_out_labels)
+
+    @torch.no_grad()
+    def right(self) -> Tensor:
+        """Whether each held-out image is recognised."""
+        parts = self.held_out_images.split(EVALUATION_BATCH)
+        found = [self.logits(self.prepare(images)).float().argmax(1) for images in parts]
+        return torch.cat(found) == self.held_out_labels
 
     def path(self) -> str:
         """Which way the model's fused blocks go on this device, and why."""
@@ -216,7 +233,8 @@ def train(options: Options) -> list[Epoch]:
     """Train as `options` say, printing a line per epoch and a closing table; returns the epochs, resumed ones included.
 
     The folder gets checkpoint.safetensors (everything a resumed run needs), model.safetensors (the weights, under the
-    keys of `TwoBlockCNN.state_dict()`) after every epoch, and curves.png at the end.
+    keys of `TwoBlockCNN.state_dict()`) after every epoch, and curves.png at the end. With `shared_bits` follow
+    shared.safetensors, for `tritonshare.compress.load`, and sizes.png, from the last epoch: see tritonshare.finetune.
 
     Raises:
         OptionError, DataError, CheckpointError: before anything is written.
@@ -224,6 +242,8 @@ def train(options: Options) -> list[Epoch]:
         OSError: a file cannot be written.
     """
     check_folder(options.folder, options.resume)
+    if options.shared_bits is None and (options.folder / SHARED).exists():
+        raise OptionError(f"{options.folder} holds {SHARED}, which would be left behind: give --shared-bits, too")
     device = choose_device(options.device)
     images = data.load(options.data, options.data_dir)
     with threads_for(options, images, device):
@@ -248,6 +268,10 @@ def train_on(images: data.ImageSet, options: Options, device: torch.device) -> l
     title = f"TwoBlockCNN on {options.data}, {options.dtype}, seed {options.seed}"
     checkpoint.write_atomically(folder / CURVES, report.draw_curves(history, title))
     print(f"\n{report.table(facts(run, history, time.perf_counter() - began))}")
+    if options.shared_bits is not None:
+        from tritonshare import finetune  # which is built on this module
+
+        finetune.finish(run, len(history))
     return history
 
 
@@ -275,16 +299,16 @@ def check_folder(folder: Path, resume: bool) -> None:
     """Refuse a folder that holds another run, unless it is to be resumed. Raises OptionError."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out {folder} is not a folder")
-    found = [name for name in (CHECKPOINT, MODEL, CURVES) if (folder / name).exists()]
+    found = [name for name in (CHECKPOINT, MODEL, CURVES, SHARED, SIZES) if (folder / name).exists()]
     if found and not resume:
         raise OptionError(f"{folder} already holds {found[0]}: choose another --out, or continue it with --resume")
     if resume and CHECKPOINT not in found:
         raise checkpoint.CheckpointError(f"there is no {folder / CHECKPOINT} to resume from")
 
 
-def one_epoch(run: Run, epoch: int, epochs: int) -> Epoch:
+def one_epoch(run: Run, epoch: int, epochs: int, kind: str = "") -> Epoch:
     """Train and evaluate epoch `epoch` (from 0) of `epochs` and print its line. Raises TrainingError."""
-    label, count = f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}", len(run.train_labels)
+    label, count = f"{kind}epoch {epoch + 1:{len(str(epochs))}}/{epochs}", len(run.train_labels)
     # disable=None: no bar where standard error is not a terminal.
     with tqdm(total=count, desc=label, unit=" images", unit_scale=True, leave=False, disable=None) as bar:
         start = time.perf_counter()
@@ -292,7 +316,9 @@ def one_epoch(run: Run, epoch: int, epochs: int) -> Epoch:
         seconds = time.perf_counter() - start
         held_out_loss, accuracy = run.evaluate()
     if not math.isfinite(held_out_loss):
-        raise TrainingError(f"the held-out loss became {held_out_loss} in epoch {epoch + 1}: try a smaller --lr")
+        raise TrainingError(
+            f"the held-out loss became {held_out_loss} in epoch {epoch + 1}: try a smaller {run.rate_option}"
+        )
     measured = f"loss {loss:.4f}  held-out loss {held_out_loss:.4f}  accuracy {accuracy:7.2%}"
     print(f"{label}  {measured}  {count / seconds:,.0f} images/s", flush=True)
     return Epoch(loss, held_out_loss, accuracy, seconds)

@@ -1,0 +1,108 @@
+"""The last part of `tritonshare train --shared-bits`: share the trained weights, fine-tune, tell what was lost.
+
+The weights of every layer are shared as `tritonshare.compress` does it, and centroids and biases are trained on with
+Adam. All of it is made from the last dense epoch and the seed: a run that was killed on the way begins this part again
+when it is resumed, and on the CPU ends at the same bits.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from tritonshare import checkpoint, compress, optim, report
+from tritonshare.options import SHARED_CODEBOOKS, Options
+from tritonshare.report import Size
+from tritonshare.train import SHARED, SIZES, Run, one_epoch
+
+EVERY = range(1, 9)  # numbers of bits, whose sizes are drawn
+
+
+def shared_run(run: Run, bits: int, trained: int, codebooks: int = SHARED_CODEBOOKS) -> tuple[Run, compress.Report]:
+    """A run like `run`, after `trained` epochs, whose model is shared, with an optimizer of its own; and the report.
+
+    Raises: ArgumentError where the model has no layer to share.
+    """
+    options = run.options
+    tuned = copy.copy(run)
+    tuned.model, shrinkage = compress.compress(run.model, bits, codebooks=codebooks)
+    tuned.optimizer = optim.Adam(tuned.model.parameters(), lr=options.shared_lr)
+    tuned.scaler = torch.amp.GradScaler(run.device.type, enabled=options.dtype == "float16")
+    tuned.rate = lambda epoch: cosine(options, epoch - trained)  # pyright: ignore[reportAttributeAccessIssue]
+    tuned.rate_option = "--shared-lr"
+    return tuned, shrinkage
+
+
+def cosine(options: Options, epoch: int) -> float:
+    """The learning rate of fine-tuning's epoch 0, 1, ...: from --shared-lr down towards zero."""
+    return options.shared_lr * (1 + math.cos(math.pi * epoch / options.shared_epochs)) / 2
+
+
+def fine_tune(run: Run, bits: int, trained: int) -> tuple[Run, compress.Report]:
+    """Share the model of `run` after `trained` epochs and fine-tune it. Raises ArgumentError, TrainingError."""
+    tuned, shrinkage = shared_run(run, bits, trained)
+    print(f"{shrinkage}\n", flush=True)
+    last = trained + run.options.shared_epochs
+    for epoch in range(trained, last):
+        one_epoch(tuned, epoch, last, "shared ")
+    return tuned, shrinkage
+
+
+def sizes(run: Run, progress: Any = iter, codebooks: int = SHARED_CODEBOOKS) -> dict[int, Size]:
+    """Bytes and held-out accuracy of the model with each number of bits, not fine-tuned."""
+    found = {}
+    for bits in progress(EVERY):
+        tuned, shrinkage = shared_run(run, bits, 0, codebooks)
+        found[bits] = Size(shrinkage.bytes_after, tuned.evaluate()[1])
+    return found
+
+
+def by_class(run: Run) -> list[float]:
+    """The held-out accuracy of every class; nan where no image is held out."""
+    right = run.right()
+    classes = range(run.model_config["num_classes"])
+    return [right[run.held_out_labels == number].double().mean().item() for number in classes]
+
+
+def finish(run: Run, trained: int) -> tuple[float, float]:
+    """Do it all for the options of `run`: print, and write files; returns the accuracies, dense and shared.
+
+    Raises: ArgumentError, TrainingError, OSError.
+    """
+    options = run.options
+    bits = options.shared_bits
+    assert bits is not None
+    dense, per_class = run.evaluate()[1], by_class(run)
+    drawn = sizes(run)
+    print(f"\nweights shared, {bits} bits each", flush=True)
+    tuned, shrinkage = fine_tune(run, bits, trained)
+    accuracy, per_class_after = tuned.evaluate()[1], by_class(tuned)
+    about = tuned.model_metadata | {"held_out_accuracy": accuracy, "held_out_accuracy_dense": dense}
+    compress.save(tuned.model, options.folder / SHARED, about)
+    points = {"not fine-tuned": drawn, "fine-tuned": {bits: Size(shrinkage.bytes_after, accuracy)}}
+    title = f"TwoBlockCNN on {options.data}, seed {options.seed}"
+    picture = report.draw_sizes(points, Size(shrinkage.bytes_before, dense), title)
+    checkpoint.write_atomically(options.folder / SIZES, picture)
+    counts = torch.bincount(run.held_out_labels.cpu(), minlength=len(per_class)).tolist()
+    print(f"\n{class_table(per_class, per_class_after, counts)}\n")
+    rows = {
+        "shared weights": f"{bits} bits, up to {SHARED_CODEBOOKS} codebooks a layer; centroids and biases fine-tuned "
+        f"for {options.shared_epochs} epochs, Adam, lr {options.shared_lr:g}",
+        "held-out accuracy": f"{dense:.2%} dense, {drawn[bits].accuracy:.2%} shared, {accuracy:.2%} fine-tuned "
+        f"({100 * (accuracy - dense):+.2f} points)",
+        "bytes of weights": f"{shrinkage.bytes_before:,} dense, {shrinkage.bytes_after:,} shared: "
+        f"{shrinkage.bytes_before / shrinkage.bytes_after:.2f}x smaller",
+        "also written": f"{SHARED} and {SIZES} in {options.folder}",
+    }
+    print(report.table(rows))
+    return dense, accuracy
+
+
+def class_table(before: Iterable[float], after: Iterable[float], counts: Iterable[int]) -> str:
+    """Held-out accuracy by class, dense and shared, and the difference in points."""
+    lines = ["class  images    dense   shared  points"]
+    for number, (dense, shared, count) in enumerate(zip(before, after, counts, strict=True)):
+        lines.append(f"{number:>5}  {count:>6}  {dense:7.2%}  {shared:7.2%}  {100 * (shared - dense):+6.2f}")
+    return "\n".join(lines)
