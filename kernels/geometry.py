@@ -106,8 +106,10 @@ class Axis:
 
 def code_unit(bits: int) -> tuple[int, int]:
     """(indices, bytes) of the smallest run of packed indices that begins and ends at a byte: 8 of 3 bits, 3 bytes."""
-    shared = gcd(bits, 8)
-    return 8 // shared, bits // shared
+    return _UNITS[bits]
+
+
+_UNITS = tuple((8 // gcd(bits, 8), bits // gcd(bits, 8)) for bits in range(9))  # looked up, as gcd cannot be traced
 
 
 def code_bytes(count: int, bits: int) -> int:

@@ -70,7 +70,12 @@ def decode(codes: torch.Tensor, codebook: torch.Tensor, bits: int, count: int) -
 
     Row r takes codebook r * codebooks // rows. Differentiable to the codebook; the gradient of a centroid is summed in
     float32 at the least.
+
+    Raises: ArgumentError where the codes are not as many bytes as `count` weights are.
     """
+    if codes.shape[1] != code_bytes(count, bits):
+        expected = f"{count} weights of {bits} bits are {code_bytes(count, bits)}"
+        raise ArgumentError(f"decode: codes has {codes.shape[1]} bytes a row, but {expected}")
     rows, books = codes.shape[0], codebook.shape[0]
     indices = _unpacked(codes, bits, count)
     if books > 1:

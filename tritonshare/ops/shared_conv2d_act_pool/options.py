@@ -30,5 +30,6 @@ def canonical(tensors, kernel_size, stride, padding, dilation, groups, bits, *bl
 
 def reference(input, codes, codebook, bias, kernel_size, stride, padding, dilation, groups, bits, *block):
     k, c, r, s = weight_named((input, codes), kernel_size, groups).shape
-    weight = weight_of(decode(codes, codebook, bits, c * r * s), (k, c, r, s))
+    # contiguous, or torch would give the output the layout of the weight
+    weight = weight_of(decode(codes, codebook, bits, c * r * s), (k, c, r, s)).contiguous()
     return dense_reference(input, weight, bias, stride, padding, dilation, groups, *block)
