@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..check import ArgumentError, ArgumentTypeError
+from ..functional import segment_sum
 from .errors import Error
 from .layers import Group, finite, groups_of, layer_bytes, matching, named_layers
 from .report import Layer, Report, smaller
@@ -60,10 +61,9 @@ class _Take(torch.autograd.Function):
 def _by_group(rows: Tensor, index: Tensor, mean: bool, count: int | None = None) -> Tensor:
     """Sum or mean of the rows of each group; not by index_add, whose order on a GPU is no fixed one."""
     count = int(index.max()) + 1 if count is None else count
-    member = torch.nn.functional.one_hot(index.long(), count).T.to(rows.dtype)
-    sums = member @ rows.flatten(1)
+    sums = segment_sum(rows.flatten(1), index.long(), count)
     if mean:
-        sums = sums / member.sum(1, keepdim=True)
+        sums = sums / torch.bincount(index, minlength=count).unsqueeze(1).to(sums.dtype)
     return sums.view(count, *rows.shape[1:])
 
 
