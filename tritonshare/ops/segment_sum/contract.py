@@ -52,10 +52,10 @@ def check_ids(segments: Any, count: Any) -> None:
 
     Not a clause: contracts are about what is the same for a problem, and are checked once for each.
     """
-    readable = type(segments) is torch.Tensor and segments.device.type == "cpu" and segments.dtype == torch.int64
-    if not readable or isinstance(count, bool) or not isinstance(count, int) or torch.compiler.is_compiling() or segments.numel() == 0:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or type(count) is not int:
         return
-    if torch._C._are_functorch_transforms_active():
+    readable = type(segments) is torch.Tensor and segments.device.type == "cpu" and segments.dtype == torch.int64
+    if not readable or segments.numel() == 0:
         return
     low, high = segments.aminmax()
     if low < 0 or high >= count > 0:
