@@ -23,9 +23,9 @@ CASES = tuple(
     shared(OF_CONVOLUTION[name], tags, bits, codebooks)
     for name, tags, bits, codebooks in (
         ("ragged", "tiny laws", 3, 5),
-        ("exact", "tiny", 4, 2),
-        ("groups", "edge laws", 2, 3),
-        ("uneven_options", "edge", 5, 1),
+        ("exact", "edge", 4, 2),
+        ("groups", "edge", 2, 3),
+        ("no_pool_sigmoid", "edge", 5, 1),
         ("no_pool_leaky", "edge", 1, 1),
         ("avg_tanh", "edge smooth", 6, 2),
         ("act_gelu", "edge", 7, 1),
@@ -38,7 +38,8 @@ CASES = tuple(
 
 
 def draw(rng: random.Random) -> Case:
-    case = dense.draw(rng)
+    """Of a few geometries of conv2d_act_pool, whose own tests meet large ones, the one with the least products."""
+    case = min((dense.draw(rng) for _ in range(4)), key=lambda c: prod(c.tensors[0]) * prod(c.tensors[1]))
     filters = case.tensors[1][0]
     books = [n for n in (1, 2, 3) if filters % n == 0]
     return shared(case, "drawn", rng.randint(1, 8), rng.choice(books))
