@@ -19,6 +19,7 @@ from .op import REGISTRY, Case, Op
 from .optim import verify
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NAMES = max(map(len, REGISTRY))  # the width of their column
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     for name in (*REGISTRY, "optim"):
         for dtype in DTYPES:
             way = launch.path(torch.empty(1, device=device, dtype=dtype))
-            print(f"{name:<15}  {short(dtype):<9} {'kernels' if way.kernels else 'reference':<10} {way.reason}")
+            print(f"{name:<{NAMES}}  {short(dtype):<9} {'kernels' if way.kernels else 'reference':<10} {way.reason}")
     if args.no_check:
         return 0
     print()
@@ -119,7 +120,7 @@ def check_kernels(device: torch.device | str) -> int:
         except Exception as error:  # a compiler or driver that fails is what a doctor is asked about
             problems = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
         failed += bool(problems)
-        print(f"  {name:<15}  {what:<13} {short(dtype):<9} {'; '.join(problems) or 'pass'}", flush=True)
+        print(f"  {name:<{NAMES}}  {what:<13} {short(dtype):<9} {'; '.join(problems) or 'pass'}", flush=True)
     print(f"{failed} failed" if failed else "all passed")
     return 1 if failed else 0
 

@@ -31,5 +31,5 @@ CASES = (
 
 
 def draw(rng: random.Random) -> Case:
-    return case("drawn", "drawn", rng.choice((rng.randint(1, 40), rng.randint(257, 700))), rng.randint(1, 20),
-                rng.randint(1, 9))  # fmt: skip
+    rows = rng.choice((rng.randint(1, 40), rng.randint(257, 700)))
+    return case("drawn", "drawn", rows, rng.randint(1, 200), rng.randint(1, 60))

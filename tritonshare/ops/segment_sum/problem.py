@@ -45,7 +45,7 @@ class Ladder:
 
     def candidates(self, pass_: str) -> Iterator[Plan]:
         own = self.plans[pass_]
-        changes = [{"BLOCK_M": m, "BLOCK_D": d} for m in ROWS for d in COLUMNS if d < 2 * self.columns]
+        changes = [{"BLOCK_M": m, "BLOCK_D": d} for m in ROWS for d in COLUMNS if d <= 2 * self.columns]
         for candidate in dict.fromkeys((own, *map(own.changed, changes), *around(own))):
             if self.fits(pass_, candidate):
                 yield candidate
