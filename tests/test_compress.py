@@ -121,6 +121,15 @@ def test_bits_codebooks_and_skip_by_name(net):
     assert {layer.note for layer in report.layers if layer.name in ("conv", "head")} == {"skipped"}
 
 
+def test_indices_can_be_trained(net, sample):
+    small, report = tc.compress(net, 2, reassign_every=1)
+    assert report.bytes_after == tc.compress(net, 2)[1].bytes_after
+    assert small.conv.latent.shape == net.conv.weight.shape
+    torch.testing.assert_close(outputs(small, sample), outputs(tc.compress(net, 2)[0], sample))
+    with pytest.raises(ArgumentError, match="compress: reassign_every must be at least 0, but is -1"):
+        tc.compress(net, reassign_every=-1)
+
+
 def test_what_cannot_stand_in_is_kept(net):
     net.conv.register_forward_hook(lambda *_: None)
     nn.utils.parametrizations.weight_norm(net.mix)

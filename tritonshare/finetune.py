@@ -1,8 +1,9 @@
 """The last part of `tritonshare train --shared-bits`: share the trained weights, fine-tune, tell what was lost.
 
-The weights of every layer are shared as `tritonshare.compress` does it, and centroids and biases are trained on with
-Adam. All of it is made from the last dense epoch and the seed: a run that was killed on the way begins this part again
-when it is resumed, and on the CPU ends at the same bits.
+The weights of every layer are shared as `tritonshare.compress` does it, and trained on with Adam: centroids, biases,
+and straight through the indices, which are assigned anew every few steps. All of it is made from the last dense epoch
+and the seed: a run that was killed on the way begins this part again when it is resumed, and on the CPU ends at the
+same bits.
 """
 
 import copy
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 
 from tritonshare import checkpoint, compress, optim, report
-from tritonshare.options import SHARED_CODEBOOKS, Options
+from tritonshare.nn import SharedConv2d, SharedLinear
+from tritonshare.options import SHARED_CODEBOOKS, SHARED_REASSIGNED, Options
 from tritonshare.report import Size
 from tritonshare.train import SHARED, SIZES, Run, one_epoch
 
@@ -27,7 +29,7 @@ def shared_run(run: Run, bits: int, trained: int, codebooks: int = SHARED_CODEBO
     """
     options = run.options
     tuned = copy.copy(run)
-    tuned.model, shrinkage = compress.compress(run.model, bits, codebooks=codebooks)
+    tuned.model, shrinkage = compress.compress(run.model, bits, codebooks=codebooks, reassign_every=SHARED_REASSIGNED)
     tuned.optimizer = optim.Adam(tuned.model.parameters(), lr=options.shared_lr)
     tuned.scaler = torch.amp.GradScaler(run.device.type, enabled=options.dtype == "float16")
     tuned.rate = lambda epoch: cosine(options, epoch - trained)  # pyright: ignore[reportAttributeAccessIssue]
@@ -47,6 +49,9 @@ def fine_tune(run: Run, bits: int, trained: int) -> tuple[Run, compress.Report]:
     last = trained + run.options.shared_epochs
     for epoch in range(trained, last):
         one_epoch(tuned, epoch, last, "shared ")
+    for module in tuned.model.modules():
+        if isinstance(module, (SharedLinear, SharedConv2d)):
+            module.fix_()
     return tuned, shrinkage
 
 
@@ -88,7 +93,7 @@ def finish(run: Run, trained: int) -> tuple[float, float]:
     counts = torch.bincount(run.held_out_labels.cpu(), minlength=len(per_class)).tolist()
     print(f"\n{class_table(per_class, per_class_after, counts)}\n")
     rows = {
-        "shared weights": f"{bits} bits, up to {SHARED_CODEBOOKS} codebooks a layer; centroids and biases fine-tuned "
+        "shared weights": f"{bits} bits, up to {SHARED_CODEBOOKS} codebooks a layer; fine-tuned "
         f"for {options.shared_epochs} epochs, Adam, lr {options.shared_lr:g}",
         "held-out accuracy": f"{dense:.2%} dense, {drawn[bits].accuracy:.2%} shared, {accuracy:.2%} fine-tuned "
         f"({100 * (accuracy - dense):+.2f} points)",

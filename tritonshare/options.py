@@ -14,6 +14,7 @@ DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIMILARITIES = {"none": None, "tensor": "tensor", "row": "row"}
 SHARED_CODEBOOKS = 8  # at most, of a layer, with --shared-bits
+SHARED_REASSIGNED = 10  # steps of fine-tuning between two re-assignments of indices
 HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
 
 

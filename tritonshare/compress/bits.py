@@ -66,14 +66,22 @@ class Wanted:
     """The arguments bits, codebooks and skip, by layer."""
 
     def __init__(
-        self, groups: Iterable[Group], bits: Any, codebooks: Any, skip: Any, every: bool, iterations: int | None
+        self,
+        groups: Iterable[Group],
+        bits: Any,
+        codebooks: Any,
+        skip: Any,
+        every: bool,
+        iterations: int | None,
+        reassign: int,
     ) -> None:
         names = [name for group in groups for name in group.names]
         self.every = every  # number of bits, of which a limit chooses
         self.skip = matching("compress", "skip", names, skip)
         self.bits = self._by_name("bits", names, bits, LARGEST_BITS)
         self.codebooks = self._by_name("codebooks", names, codebooks, None)
-        self.settings = {} if iterations is None else {"iterations": _integer("iterations", iterations, 0, None)}
+        self.settings = {"reassign_every": _integer("reassign_every", reassign, 0, None)}
+        self.settings |= {} if iterations is None else {"iterations": _integer("iterations", iterations, 0, None)}
 
     @staticmethod
     def _by_name(argument: str, names: list[str], value: Any, high: int | None) -> dict[str, int]:

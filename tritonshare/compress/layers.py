@@ -49,7 +49,8 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
         for part in module._modules["parametrizations"].modules():  # pyright: ignore[reportOptionalMemberAccess]
             yield from own_tensors(part)
     hidden = module._non_persistent_buffers_set
-    yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+    latent = module.latent if isinstance(module, SHARED) else None  # there while indices are trained, and in no file
+    yield from (tensor for tensor in module._parameters.values() if tensor is not None and tensor is not latent)
     yield from (tensor for key, tensor in module._buffers.items() if tensor is not None and key not in hidden)
 
 

@@ -28,6 +28,7 @@ def compress(
     max_error: float | None = None,
     skip: str | Collection[str] = (),
     iterations: int | None = None,
+    reassign_every: int = 0,
     progress: Progress = iter,
 ) -> tuple[nn.Module, Report]:
     """A copy of `model` whose `nn.Linear`, `nn.Conv2d` and `ConvActPool2d` layers share their weights, and a report.
@@ -52,6 +53,8 @@ def compress(
             from the most bits down, as for `target_bytes`, and a layer whose step would exceed it keeps its bits.
         skip: names of layers to keep (`*` and `?` match).
         iterations: of k-means, at most (None: the layer's own default).
+        reassign_every: n: the new layers train their indices, too, and re-assign them every n training steps, until
+            `fix_()` is called (see `nn.SharedLinear`); the dense weights that this takes are in no count of bytes.
         progress: wraps the layers that are iterated over, such as `tqdm`.
 
     Raises:
@@ -64,7 +67,7 @@ def compress(
     new = copy.deepcopy(model)
     groups, kept = groups_of(new)
     finite("compress", groups)
-    wanted = Wanted(groups, bits, codebooks, skip, limited, iterations)
+    wanted = Wanted(groups, bits, codebooks, skip, limited, iterations, reassign_every)
     candidates: dict[Group, list[Candidate]] = {}
     for group in progress(groups):
         found, why = wanted.candidates(group)
@@ -162,6 +165,7 @@ def _placed(choice: Choice) -> dict[nn.Module, nn.Module]:
             if module is not group.modules[0]:
                 made = type(made).from_dense(module, made.bits, made.codebooks, iterations=0)
                 made.codebook, made.codes = candidate.module.codebook, candidate.module.codes
+                made.latent, made.reassign_every = candidate.module.latent, candidate.module.reassign_every
             made.bias = module.bias
             placed[module] = made.train(module.training)
     return placed
