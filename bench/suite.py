@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch._functorch.config
 
-from bench.launches import NUMBERS, case_tensors, in_layout, needs, numbers
+from bench.launches import NUMBERS, call, case_tensors, in_layout, needs, numbers
 from bench.roofs import Roofs
 from bench.rows import OURS, DeviceRow, Subject, is_ours
-from tritonshare import functional, gate
+from tritonshare import gate
 from tritonshare.machine import Call, Interval, Machine
 from tritonshare.op import Case, Cost, Op, Rival, Unavailable, explaining, first_of
 
@@ -119,10 +119,10 @@ class Prepared:
         self.needs = [wanted and self.trains for wanted in needs(case)]
         judge = judged(machine, setting)
         if rival is None:
-            function = partial(getattr(functional, op.name), **case.options)
+            self.function = lambda *tensors: first_of(call(op, tensors, case))
         else:
             function = rival.build(op.canonical(judge.tensors, *gate.raw_options(op, case.options)))
-        self.function = lambda *tensors: first_of(function(*tensors))
+            self.function = lambda *tensors: first_of(function(*tensors))
         channels_last = ((rival.layout if rival else None) or setting.layout) == "channels_last"
         self._judge(judge, channels_last)
         self.grad = judge.grad

@@ -12,6 +12,7 @@ from tests.ops import call, case_of, cases, leaves, ops
 from tritonshare import functional, gate, launch
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.op import first_of
+from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
 from tritonshare.plan import DEVICES, using
 
 pytestmark = pytest.mark.reference
@@ -123,6 +124,17 @@ def test_names_agree_between_reference_and_device_code():
 def test_an_unbatched_input_gives_an_unbatched_output():
     x, w = torch.randn(3, 8, 8), torch.randn(4, 3, 3, 3)
     torch.testing.assert_close(functional.conv2d_act_pool(x, w), functional.conv2d_act_pool(x[None], w)[0])
+
+
+def test_of_the_unpooled_map_nothing_is_kept():
+    """A byte per output element, and one tensor of its size where the backward needs the pre-activation."""
+    for case in CONV2D_ACT_POOL.cases:
+        tensors = case.empty(torch.float16)
+        options = CONV2D_ACT_POOL.canonical(tensors, *gate.raw_options(CONV2D_ACT_POOL, case.options))
+        problem = CONV2D_ACT_POOL.problem(tensors, options)
+        output = problem.allocate(*tensors)[0]
+        kept = problem.saved_bytes(case.shapes[0][0])
+        assert kept <= output.numel() * (1 + output.itemsize) or "window" in case.name
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])

@@ -35,16 +35,15 @@ def test_launches_follow_the_plans(gpu, op, case):
     output = call(op, tensors, **case.options)
     grads = backward(output, tensors)
     problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
-    by_kernel = {p.variant or name: p for name, p in problem.plans.items()}
-    assert [r.name for r in gpu.launches if r.name in by_kernel] == list(by_kernel)
+    planned = [(p.variant or name, p) for name, p in problem.plans.items()]
+    launched = [r for r in gpu.launches if r.name in dict(planned)]
+    assert [r.name for r in launched] == [name for name, _ in planned]
     with launch.record() as expected:  # the same call once more, for the grids
         backward(call(op, tensors, **case.options), tensors)
     assert [(r.name, r.grid) for r in gpu.launches] == [(e.launcher.kernel.__name__, (e.grid, 1, 1)) for e in expected]
-    for record in gpu.launches:
-        if record.name in by_kernel:
-            used = by_kernel[record.name]
-            assert (record.metadata.num_warps, record.metadata.num_stages) == (used.num_warps, used.num_stages)
-            assert {name: record.arguments[name] for name, _ in used.blocks} == dict(used.blocks)
+    for record, (_, used) in zip(launched, planned, strict=True):
+        assert (record.metadata.num_warps, record.metadata.num_stages) == (used.num_warps, used.num_stages)
+        assert {name: record.arguments[name] for name, _ in used.blocks} == dict(used.blocks)
     pointers = {a.data_ptr() for r in gpu.launches for a in r.arguments.values() if isinstance(a, torch.Tensor)}
     given = [t for t in (*tensors, output, *grads) if t is not None]
     assert {t.data_ptr() for t in given} - pointers <= {t.data_ptr() for t in tensors[2:] if t is not None} - pointers

@@ -10,8 +10,17 @@ from .ops.conv_act_pool import CONV2D_ACT_POOL
 from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from .ops.shared_linear import SHARED_LINEAR
+from .ops.similarity_weight import SIMILARITY_WEIGHT
+from .ops.similarity_weight.fold import folded
 
-__all__ = ["adaptive_update_", "conv2d_act_pool", "segment_sum", "shared_conv2d_act_pool", "shared_linear"]
+__all__ = [
+    "adaptive_update_",
+    "conv2d_act_pool",
+    "segment_sum",
+    "shared_conv2d_act_pool",
+    "shared_linear",
+    "similarity_weight",
+]
 
 
 def conv2d_act_pool(
@@ -205,3 +214,37 @@ def segment_sum(input: torch.Tensor, segments: torch.Tensor, count: int) -> torc
     """
     check_ids(segments, count)
     return SEGMENT_SUM(input, segments, count)
+
+
+def similarity_weight(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    kind: str = "projection",
+    gamma: float | None = None,
+    eps: float = 1e-8,
+) -> torch.Tensor:
+    """Similarities of all rows of x to all rows of y, in one kernel.
+
+    "projection" is the article's weight, `W_ij = sum_k x_ik y_jk / sum_k x_ik^2`: how far y_j reaches along x_i.
+
+    Args:
+        x: [..., M, K]; float32 (multiplied as torch's TF32 switch for matrix products says; without TF32, and for
+            distances, in three products of TF32, as exact as float32), float16 or bfloat16. Sums are in float32.
+        y: [..., N, K], same dtype. Leading axes broadcast, as in matmul; a y without them is read once for all.
+        kind: "projection"; "dot", x_i . y_j; "cosine", x_i . y_j / (max(|x_i|, eps) max(|y_j|, eps)); "euclidean",
+            |x_i - y_j|; "sqeuclidean", its square; "rbf", exp(-gamma |x_i - y_j|^2). Distances of near rows are summed
+            up from differences, so that nothing cancels.
+        gamma: of "rbf", positive; None for the others.
+        eps: of "cosine".
+
+    Returns:
+        [..., M, N]. A row of zeros has projections and cosines of 0, with gradients of 0; so has a distance of 0.
+
+    Raises:
+        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
+        naming the argument and its axis, before anything is allocated.
+
+    The backward keeps a number per row; of distances, also the output itself, as torch.cdist does.
+    """
+    return folded(SIMILARITY_WEIGHT, x, y, kind, gamma, eps)

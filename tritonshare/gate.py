@@ -21,7 +21,7 @@ import torch
 from . import functional
 from .op import Case, Op, Whole, differentiable, first_of
 
-FAMILIES = ("random", "integers", "ties", "nonfinite", "extreme")
+FAMILIES = ("random", "integers", "ties", "near", "nonfinite", "extreme")
 Tensors = Sequence[torch.Tensor | None]
 TF32_EPS = 2.0**-10
 
@@ -79,7 +79,8 @@ def make_tensors(
     """A case's tensors, contiguous, the same on every device.
 
     Families: "random" is normal; "integers" are small enough that every sum is exact in any order; "ties" are so few
-    values that maxima tie and activations sit on their kinks; "nonfinite" has NaN and infinities in the first tensor;
+    values that maxima tie and activations sit on their kinks; "near" are close to 1, so that their differences are
+    small, and the first row of every matrix is the first tensor's; "nonfinite" has NaN and infinities in the first tensor;
     "extreme" spreads the first tensor's magnitudes over many powers of two.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -96,6 +97,11 @@ def make_tensors(
             t = torch.randint(-2, 3, shape, generator=generator).double()
         elif family == "ties":
             t = torch.randint(-1, 2, shape, generator=generator).double() * 0.5
+        elif family == "near":
+            t = 1 + torch.randint(-8, 9, shape, generator=generator).double() / 256
+            first = tensors[0].double() if tensors else t
+            if t.numel() and first.numel() and t.dim() == first.dim() and t.shape[-1] == first.shape[-1]:
+                t[..., 0, :] = first.reshape(-1, t.shape[-1])[0]
         else:
             t = torch.randn(shape, generator=generator, dtype=torch.float64)
         if position == 0 and family == "extreme":

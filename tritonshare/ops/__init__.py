@@ -1,5 +1,12 @@
 """One module per op: its declaration. Importing this package registers them all."""
 
-from . import adaptive_update, conv_act_pool, segment_sum, shared_conv2d_act_pool, shared_linear
+from . import adaptive_update, conv_act_pool, segment_sum, shared_conv2d_act_pool, shared_linear, similarity_weight
 
-__all__ = ["adaptive_update", "conv_act_pool", "segment_sum", "shared_conv2d_act_pool", "shared_linear"]
+__all__ = [
+    "adaptive_update",
+    "conv_act_pool",
+    "segment_sum",
+    "shared_conv2d_act_pool",
+    "shared_linear",
+    "similarity_weight",
+]

@@ -1,0 +1,462 @@
+"""Similarities between all rows of x and all rows of y, forward and backward.
+
+Axes: B pairs of matrices (1 where there is one), M rows of x, N rows of y, K columns of both.
+
+Math     d = <x_i, y_j>,  s = |x_i|^2,  t = |y_j|^2;  with factors f of s and h of t
+         inner kinds     w = f h d: "dot" f = h = 1;  "projection" f = 1/s, h = 1;  "cosine" f = 1/max(|x|, eps), and
+                         h so of y. A row of zeros has f = 0: similarities and gradients of 0
+         distance kinds  q = s + t - 2 d, or sum over k of (x_ik - y_jk)^2 where that would cancel: where q is less than
+                         NEAR * (s + t), or not a number. "sqeuclidean" w = q;  "euclidean" w = sqrt(q);
+                         "rbf" w = exp(-gamma q)
+         backward        p_i = sum over j of g_ij h_j y_j;  dx_i = f p_i + 2 f'(s) <x_i, p_i> x_i: no w is needed.
+                         Distances: a_ij = 2 g dw/dq, from w;  dx_i = sum over j of a_ij (x_i - y_j), as
+                         x_i sum(a) - sum(a y) where that does not cancel. dy is the same with x and y changed over
+Tiles    forward: BLOCK_M x BLOCK_N of w; the sums of squares come out of the same pass over K.
+         backward: BLOCK_M rows x BLOCK_C columns of a gradient, over one split of the other rows, BLOCK_N at a time.
+         Where a row's <x, p> needs more than one tile, or there are several splits, fp32 sums go through memory to
+         `finish`
+Traffic  forward: x and y read, w written, 4 (M + N) bytes of squares for a backward. backward: g, both matrices (and
+         w, of distances) read, a gradient written, for each of dx and dy; through `finish`, 8 splits M K more
+Work     2 B M N K forward, and as much for each gradient. Near pairs 3 K more each, of their whole tile
+Rounding operands in their own type (fp32 in TF32 or in three products of TF32, as told); fp32 sums and squares, IEEE
+         division and root; one rounding on the way out
+Order    sums over K and over rows in blocks, in turn; splits in turn. What decides the blocks is never the number of
+         rows of x for w and dx. No atomics
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .tile import dot
+
+GROUP = tl.constexpr(8)  # rows of tiles that are computed together, so that they find each other's operands in L2
+TINY = tl.constexpr(2.0**-126)
+
+
+# Factors of the inner kinds, [rows] of the squares s; and what a gradient has through them: 2 f'(s) r.
+
+
+@triton.jit
+def one(s, eps):
+    return tl.full(s.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def inverse(s, eps):
+    """1/s; 0 of 0."""
+    return tl.where(s == 0.0, 0.0, tl.div_rn(one(s, eps), tl.where(s < TINY, TINY, s)))
+
+
+@triton.jit
+def through_inverse(r, f, s, eps):
+    return -2.0 * f * (f * r)
+
+
+@triton.jit
+def inverse_norm(s, eps):
+    """1 / max(sqrt(s), eps); 0 of 0."""
+    norm = tl.sqrt_rn(s)
+    return tl.where(s == 0.0, 0.0, tl.div_rn(one(s, eps), tl.where(norm < eps, eps, norm)))
+
+
+@triton.jit
+def through_inverse_norm(r, f, s, eps):
+    return tl.where(tl.sqrt_rn(s) < eps, 0.0, -f * (f * (f * r)))
+
+
+# Distance kinds: w of q; twice g dw/dq from w; and q of w.
+
+
+@triton.jit
+def square(q, gamma):
+    return q
+
+
+@triton.jit
+def square_slope(g, w, gamma):
+    return 2.0 * g
+
+
+@triton.jit
+def root(q, gamma):
+    return tl.sqrt_rn(q)
+
+
+@triton.jit
+def root_slope(g, w, gamma):
+    return tl.where(w == 0.0, 0.0, tl.div_rn(g, tl.where(w == 0.0, 1.0, w)))
+
+
+@triton.jit
+def root_square(w, gamma):
+    return w * w
+
+
+@triton.jit
+def bell(q, gamma):
+    return tl.exp(-gamma * q)
+
+
+@triton.jit
+def bell_slope(g, w, gamma):
+    return -2.0 * gamma * (g * w)
+
+
+@triton.jit
+def bell_square(w, gamma):
+    return -tl.log(w) / gamma
+
+
+class Kind(NamedTuple):
+    """What is particular to a kind of similarity: jit functions, None where there is no such thing.
+
+    factor_x, factor_y: of the inner kinds; through_x, through_y: what gradients have through them.
+    value, slope, square: of the distance kinds.
+    """
+
+    factor_x: Any = None
+    factor_y: Any = None
+    through_x: Any = None
+    through_y: Any = None
+    value: Any = None
+    slope: Any = None
+    square: Any = None
+
+
+KINDS = {
+    "projection": Kind(factor_x=inverse, through_x=through_inverse),
+    "dot": Kind(),
+    "cosine": Kind(inverse_norm, inverse_norm, through_inverse_norm, through_inverse_norm),
+    "euclidean": Kind(value=root, slope=root_slope, square=root_square),
+    "sqeuclidean": Kind(value=square, slope=square_slope, square=square),
+    "rbf": Kind(value=bell, slope=bell_slope, square=bell_square),
+}
+
+
+# Tiles.
+
+
+@triton.jit
+def rows_of(block, matrix, COUNT, BLOCK: tl.constexpr):
+    """Rows of a block, [BLOCK] int64, numbered through all matrices of COUNT rows, and which of them there are."""
+    offs = block * BLOCK + tl.arange(0, BLOCK)
+    return tl.cast(matrix, tl.int64) * COUNT + offs, offs < COUNT
+
+
+@triton.jit
+def load_rows(ptr, rows, ok, first, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns first .. first + BLOCK of rows, [rows, BLOCK]; 0 where there are none."""
+    offs = first + tl.arange(0, BLOCK)
+    mask = ok[:, None]
+    if K % BLOCK != 0:
+        mask = mask & (offs < K)[None, :]
+    return tl.load(ptr + (rows[:, None] * K + offs[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def squares(x):
+    x = x.to(tl.float32)
+    return tl.sum(x * x, axis=1)
+
+
+@triton.jit
+def products(
+    x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, SQUARES_X: tl.constexpr, SQUARES_Y: tl.constexpr, K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """d [BLOCK_M, BLOCK_N], s [BLOCK_M] and t [BLOCK_N], fp32; s and t are 0 where they are not asked for."""
+    d = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    s = tl.zeros([BLOCK_M], tl.float32)
+    t = tl.zeros([BLOCK_N], tl.float32)
+    for first in range(0, K, BLOCK_RED):
+        x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_RED)
+        y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_RED)
+        if SQUARES_X:
+            s += squares(x)
+        if SQUARES_Y:
+            t += squares(y)
+        d = dot(x, tl.trans(y), d, DOT_TYPE, PRECISION)
+    return d, s, t
+
+
+@triton.jit
+def square_distances(
+    x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """q [BLOCK_M, BLOCK_N], column by column: slow, and exact for near rows."""
+    q = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K):
+        x = tl.load(x_ptr + x_rows * K + k, mask=x_ok, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + y_rows * K + k, mask=y_ok, other=0.0).to(tl.float32)
+        apart = x[:, None] - y[None, :]
+        q += apart * apart
+    return q
+
+
+@triton.jit
+def any_of(mask):
+    return tl.max(tl.max(mask.to(tl.int32), axis=1), axis=0) > 0
+
+
+@triton.jit
+def is_near(q, s, t, x_ok, y_ok, NEAR: tl.constexpr):
+    """Pairs of which s + t - 2 d tells too little; NaN, and what comes of infinities, is among them."""
+    far = q >= NEAR * (s[:, None] + t[None, :])
+    return (far == 0) & x_ok[:, None] & y_ok[None, :]
+
+
+@triton.jit
+def similarities(
+    x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, gamma, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
+    VALUE: tl.constexpr, NEAR: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """w [BLOCK_M, BLOCK_N] fp32 of rows, and their squares where w needs them."""
+    distance: tl.constexpr = VALUE is not None
+    d, s, t = products(
+        x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, distance or FACTOR_X is not None, distance or FACTOR_Y is not None, K,
+        BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
+    )  # fmt: skip
+    if distance:
+        w = s[:, None] + t[None, :] - 2.0 * d
+        near = is_near(w, s, t, x_ok, y_ok, NEAR)
+        if any_of(near):
+            w = tl.where(near, square_distances(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N), w)
+        w = VALUE(w, gamma)
+    else:
+        w = d
+        if FACTOR_X is not None:
+            w = w * FACTOR_X(s, eps)[:, None]
+        if FACTOR_Y is not None:
+            w = w * FACTOR_Y(t, eps)[None, :]
+    return w, s, t
+
+
+@triton.jit
+def place_of(pid, tiles_m, tiles_n):
+    """The matrix and the tile of a program: GROUP rows of tiles at a time, column by column."""
+    tiles = tiles_m * tiles_n
+    matrix = pid // tiles
+    pid = pid % tiles
+    first = pid // (GROUP * tiles_n) * GROUP
+    rows = tl.minimum(tiles_m - first, GROUP)
+    pid = pid % (GROUP * tiles_n)
+    return matrix, first + pid % rows, pid // rows
+
+
+@triton.jit(do_not_specialize=["M", "n_units", "gamma", "eps"])
+def forward(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    w_ptr,  # [B, M, N]
+    s_ptr,  # fp32 [B, M] or None: where squares of x are left
+    t_ptr,  # fp32 [B, N] or None: likewise of y
+    M,
+    n_units,  # N / N_UNIT
+    gamma,
+    eps,
+    N_UNIT: tl.constexpr,  # a divisor of N, known to the compiler so that accesses are wide
+    K: tl.constexpr,
+    FACTOR_X: tl.constexpr,
+    FACTOR_Y: tl.constexpr,
+    VALUE: tl.constexpr,
+    NEAR: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    N = n_units * N_UNIT
+    matrix, m, n = place_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
+    y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+
+    w, s, t = similarities(
+        x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, gamma, eps, FACTOR_X, FACTOR_Y, VALUE, NEAR, K, BLOCK_M, BLOCK_N,
+        BLOCK_RED, DOT_TYPE, PRECISION,
+    )  # fmt: skip
+
+    offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ok = x_ok[:, None] & y_ok[None, :]
+    tl.store(w_ptr + (x_rows[:, None] * N + offs_n[None, :]), w.to(w_ptr.dtype.element_ty), mask=ok)
+    if s_ptr is not None:
+        if n == 0:
+            tl.store(s_ptr + x_rows, s, mask=x_ok)
+    if t_ptr is not None:
+        if m == 0:
+            tl.store(t_ptr + y_rows, t, mask=y_ok)
+
+
+@triton.jit
+def cut_to_tf32(a):
+    """As the matrix unit reads it, so that a sum of such numbers is that of its products."""
+    return (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def near_gradients(a, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, first, p, K: tl.constexpr, BLOCK_C: tl.constexpr):
+    """p [rows, BLOCK_C] less sum over j of a_ij (x_i - y_j), column by column."""
+    offs_c = first + tl.arange(0, BLOCK_C)
+    for k in range(first, tl.minimum(first + BLOCK_C, K)):
+        x = tl.load(x_ptr + x_rows * K + k, mask=x_ok, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + y_rows * K + k, mask=y_ok, other=0.0).to(tl.float32)
+        column = tl.sum(tl.where(a == 0.0, 0.0, a * (x[:, None] - y[None, :])), axis=1)
+        p = tl.where((offs_c == k)[None, :], p - column[:, None], p)
+    return p
+
+
+@triton.jit
+def finished(p, x, s, eps, FACTOR: tl.constexpr, THROUGH: tl.constexpr, r):
+    """A gradient of the inner kinds from p and r = <x, p>."""
+    dx = p
+    if FACTOR is not None:
+        f = FACTOR(s, eps)
+        dx = p * f[:, None]
+        if THROUGH is not None:
+            dx += x.to(tl.float32) * THROUGH(r, f, s, eps)[:, None]
+    return dx
+
+
+@triton.jit(do_not_specialize=["m_units", "n_units", "per_split", "gamma", "eps"])
+def backward(
+    x_ptr,  # [B, M, K]: the matrix whose gradient it is
+    y_ptr,  # [B, N, K]: the other one
+    g_ptr,  # [B, M, N], or [B, N, M] where SWAPPED
+    w_ptr,  # like g, of the distance kinds; else None
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
+    out_ptr,  # [B, M, K]: the gradient; or fp32 [splits, B, M, K]: sums for `finish`
+    m_units,  # M / M_UNIT
+    n_units,
+    per_split,  # rows of y, a multiple of BLOCK_N
+    gamma,
+    eps,
+    SWAPPED: tl.constexpr,
+    FINISHED: tl.constexpr,  # one split, and nothing that `finish` would add
+    M_UNIT: tl.constexpr,
+    N_UNIT: tl.constexpr,
+    K: tl.constexpr,
+    FACTOR_X: tl.constexpr,
+    FACTOR_Y: tl.constexpr,
+    THROUGH_X: tl.constexpr,
+    SLOPE: tl.constexpr,
+    SQUARE: tl.constexpr,
+    NEAR: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    M = m_units * M_UNIT
+    N = n_units * N_UNIT
+    splits = tl.cdiv(N, per_split)
+    tiles_c: tl.constexpr = (K + BLOCK_C - 1) // BLOCK_C
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    pid = tl.program_id(0)
+    first = pid % tiles_c * BLOCK_C
+    pid = pid // tiles_c
+    m = pid % tiles_m
+    pid = pid // tiles_m
+    split = pid % splits
+    matrix = pid // splits
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
+    offs_m = m * BLOCK_M + tl.arange(0, BLOCK_M)
+    if s_ptr is not None:
+        s = tl.load(s_ptr + x_rows, mask=x_ok, other=0.0)
+
+    p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    weight = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+        n = start // BLOCK_N
+        y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+        offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
+        if SWAPPED:
+            offs = y_rows[None, :] * M + offs_m[:, None]
+        else:
+            offs = x_rows[:, None] * N + offs_n[None, :]
+        ok = x_ok[:, None] & y_ok[None, :]
+        a = tl.load(g_ptr + offs, mask=ok, other=0.0).to(tl.float32)
+        if t_ptr is not None:
+            t = tl.load(t_ptr + y_rows, mask=y_ok, other=0.0)
+        if FACTOR_Y is not None:
+            a = a * FACTOR_Y(t, eps)[None, :]
+        if SLOPE is not None:
+            w = tl.load(w_ptr + offs, mask=ok, other=1.0).to(tl.float32)
+            a = SLOPE(a, w, gamma)
+            near = is_near(SQUARE(w, gamma), s, t, x_ok, y_ok, NEAR)
+            if any_of(near):
+                p = near_gradients(
+                    tl.where(near, a, 0.0), x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, first, p, K, BLOCK_C
+                )
+            a = tl.where(near, 0.0, a)
+            if PRECISION == "tf32":
+                a = cut_to_tf32(a)
+            weight += tl.sum(a.to(DOT_TYPE).to(tl.float32), axis=1)
+        y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_C)
+        p = dot(a, y, p, DOT_TYPE, PRECISION)
+
+    if SLOPE is not None:
+        x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
+        p = x.to(tl.float32) * weight[:, None] - p
+    elif FINISHED and FACTOR_X is not None:
+        x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
+        p = finished(p, x, s, eps, FACTOR_X, THROUGH_X, tl.sum(x.to(tl.float32) * p, axis=1))
+
+    offs_c = first + tl.arange(0, BLOCK_C)
+    out_rows = x_rows
+    if not FINISHED:
+        matrices = tl.num_programs(0) // (tiles_c * tiles_m * splits)
+        out_rows = x_rows + tl.cast(split, tl.int64) * matrices * M
+    mask = x_ok[:, None] & (offs_c < K)[None, :]
+    tl.store(out_ptr + (out_rows[:, None] * K + offs_c[None, :]), p.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sum_of_splits(ptr, rows, ok, first, splits, count, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for split in range(splits):
+        p += load_rows(ptr, rows + tl.cast(split, tl.int64) * count, ok, first, K, BLOCK_C)
+    return p
+
+
+@triton.jit(do_not_specialize=["splits", "count", "eps"])
+def finish(
+    x_ptr,  # [rows, K]
+    p_ptr,  # fp32 [splits, rows, K]
+    s_ptr,  # fp32 [rows] or None
+    dx_ptr,  # [rows, K]
+    splits,
+    count: tl.int64,  # of rows
+    eps,
+    K: tl.constexpr,
+    FACTOR: tl.constexpr,
+    THROUGH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Gradients from the sums of all splits."""
+    rows, ok = rows_of(tl.program_id(0), 0, count, BLOCK_M)
+    s = None
+    if s_ptr is not None:
+        s = tl.load(s_ptr + rows, mask=ok, other=0.0)
+    r = tl.zeros([BLOCK_M], tl.float32)
+    if THROUGH is not None:
+        for first in range(0, K, BLOCK_C):
+            x = load_rows(x_ptr, rows, ok, first, K, BLOCK_C)
+            p = sum_of_splits(p_ptr, rows, ok, first, splits, count, K, BLOCK_M, BLOCK_C)
+            r += tl.sum(x.to(tl.float32) * p, axis=1)
+    for first in range(0, K, BLOCK_C):
+        x = load_rows(x_ptr, rows, ok, first, K, BLOCK_C)
+        p = sum_of_splits(p_ptr, rows, ok, first, splits, count, K, BLOCK_M, BLOCK_C)
+        dx = finished(p, x, s, eps, FACTOR, THROUGH, r)
+        offs = first + tl.arange(0, BLOCK_C)
+        tl.store(
+            dx_ptr + (rows[:, None] * K + offs[None, :]),
+            dx.to(dx_ptr.dtype.element_ty),
+            mask=ok[:, None] & (offs < K)[None, :],
+        )

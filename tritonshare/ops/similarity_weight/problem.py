@@ -1,0 +1,310 @@
+"""similarity_weight on a device: allocation, plans and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ... import launch, plan
+from ...kernels.geometry import ceil_div
+from ...op import Cost
+from ...plan import STAGES, WARPS, Plan, around
+from .reference import DISTANCES
+
+BACKWARD = "backward"  # the kernel of both gradients
+SIZES = {
+    "forward": ("", ("BLOCK_M", "BLOCK_N", "BLOCK_RED")),
+    "backward_x": (BACKWARD, ("BLOCK_C", "BLOCK_M", "BLOCK_N")),
+    "backward_y": (BACKWARD, ("BLOCK_C", "BLOCK_M", "BLOCK_N")),
+}
+BLOCKS = (16, 32, 64, 128, 256)
+TILE = 128 * 128  # elements of an accumulator, 128 registers a thread at four warps
+SPLIT = 4096  # rows of y, at the least, of each sum that becomes a gradient to x
+
+
+def precision() -> str:
+    """How matrix products multiply fp32, by torch's own switch (torch.backends.cuda.matmul)."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def power_of_two(n: int, low: int, high: int) -> int:
+    """The power of two in low .. high that holds n."""
+    return max(low, min(high, 1 << max(0, n - 1).bit_length()))
+
+
+class Ladder:
+    """Block sizes: of the columns, the rows of y and the element size, and never of the rows of x."""
+
+    def __init__(self, n: int, k: int, itemsize: int, squares: int, distance: bool, device: plan.Device) -> None:
+        self.n, self.k, self.itemsize, self.device = n, k, itemsize, device
+        self.squares, self.distance = squares, distance
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        wide = self.itemsize == 4
+        deep = 32 if wide else 64
+        # the gradient of a distance holds the pairs' weights, and whether they are near
+        few = wide or self.device.arch.startswith("sm_10")
+        columns, others = (64 if few else 128, 32) if self.distance else (128, deep)
+        return {
+            "forward": self._staged(
+                "forward",
+                BLOCK_M=64 if wide or self.device.arch.startswith("sm_8") else 128,
+                # where both matrices are squared, and near pairs have a second tile, registers are short
+                BLOCK_N=power_of_two(self.n, 16, 64 if self.squares == 2 else 128),
+                BLOCK_RED=power_of_two(self.k, 16, deep),
+            ),
+            **{
+                name: self._staged(name, BLOCK_M=64, BLOCK_C=power_of_two(self.k, 16, columns), BLOCK_N=others)
+                for name in ("backward_x", "backward_y")
+            },
+        }
+
+    def _staged(self, pass_: str, **blocks: int) -> Plan:
+        stages = min(4, self.device.shared // 2 // self._stage_bytes(pass_, blocks))
+        return Plan.of(SIZES[pass_][0], num_stages=max(1, stages), **blocks)
+
+    def _stage_bytes(self, pass_: str, sizes: Mapping[str, int]) -> int:
+        """What the operands of one round of a kernel's loop take of the shared memory."""
+        if pass_ == "forward":
+            return (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"] * self.itemsize
+        return sizes["BLOCK_N"] * (2 * sizes["BLOCK_M"] + sizes["BLOCK_C"]) * max(self.itemsize, 2)
+
+    def fits(self, pass_: str, plan: Plan) -> bool:
+        sizes = dict(plan.blocks)
+        if SIZES.get(pass_) != (plan.variant, tuple(sizes)) or any(size not in BLOCKS for size in sizes.values()):
+            return False
+        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
+            return False
+        tile = sizes["BLOCK_M"] * (sizes["BLOCK_N"] if pass_ == "forward" else sizes["BLOCK_C"])
+        fits = tile <= TILE * plan.num_warps // 4
+        return fits and plan.num_stages * self._stage_bytes(pass_, sizes) <= self.device.shared
+
+    def candidates(self, pass_: str) -> Iterator[Plan]:
+        own = self.plans[pass_]
+        near = [own]
+        for name, _ in own.blocks:
+            near += [p.changed({name: size}) for p in tuple(near) for size in (dict(p.blocks)[name] * 2, p[name] // 2)]
+        for candidate in dict.fromkeys((*near, *around(own))):
+            if self.fits(pass_, candidate):
+                yield candidate
+
+    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
+        forward, dx, dy = (plans[name] for name in SIZES)
+        return (forward["BLOCK_RED"], *((p["BLOCK_N"], p["BLOCK_C"]) for p in (dx, dy)))
+
+
+class SimilarityProblem:
+    """similarity_weight with everything fixed but axis 0 of x."""
+
+    op = "similarity_weight"
+    passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        from ...kernels.similarity import KINDS
+
+        x, y = tensors
+        self.kind, gamma, self.eps = options
+        self.gamma = gamma or 0.0
+        self.device, self.dtype = x.device, x.dtype
+        self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
+        self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
+        self.functions = KINDS[self.kind]
+        self.distance = self.kind in DISTANCES
+        self.saves = (self.distance or self.functions.factor_x is not None,
+                      self.distance or self.functions.factor_y is not None)  # fmt: skip
+        # distances are differentiated through themselves: the output is kept, which the caller has anyway
+        self.kept = (self.distance, *self.saves)
+        self.override = plan.override()
+        self.facts = self.override.device or plan.facts(self.device)
+        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+        self.signature = plan.signature(tensors, options, self.precision)
+
+    # Plans and launchers.
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        return Ladder(self.n, self.k, self.dtype.itemsize, sum(self.saves), self.distance, self.facts)
+
+    @cached_property
+    def chosen(self) -> dict[str, plan.Chosen]:
+        return plan.choose(self)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
+
+    @cached_property
+    def _code(self) -> ModuleType:
+        from ...kernels import similarity
+
+        return similarity
+
+    @cached_property
+    def _numbers(self) -> dict[str, Any]:
+        """How operands are multiplied. Three products of TF32 are as good as fp32's; distances, which cancel, always
+        take them."""
+        import triton.language as tl
+
+        interpreted = launch.triton_state()[1]
+        type_of = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+        # the interpreter cannot compute with bf16
+        own = tl.float32 if interpreted and self.dtype == torch.bfloat16 else type_of[self.dtype]
+        exact = "ieee" if self.facts.is_hip else "tf32x3"
+        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
+        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
+
+    @cached_property
+    def _gradient_numbers(self) -> dict[str, Any]:
+        """As `_numbers`; a gradient with a factor in it may leave fp16's range, but not that of TF32, which has as many
+        digits."""
+        import triton.language as tl
+
+        if self.dtype == torch.float16 and any(self.saves):
+            return {"DOT_TYPE": tl.float32, "PRECISION": "ieee" if self.facts.is_hip else "tf32"}
+        return self._numbers
+
+    @cached_property
+    def _near(self) -> float:
+        """The part of |x|^2 + |y|^2 below which a square distance is computed from differences: such that what
+        cancels costs no more than the output's own rounding."""
+        return 0.25 if self.dtype == torch.float32 else 2.0**-6
+
+    @cached_property
+    def _unit(self) -> int:
+        """The power of two, up to 16, that divides the rows of y: how far accesses to w can be wide."""
+        return next(u for u in (16, 8, 4, 2, 1) if self.n % u == 0)
+
+    def _launcher(self, kernel: str, plan: Plan, **constants: Any) -> launch.Launcher:
+        return launch.Launcher(getattr(self._code, kernel), {"K": self.k, **constants}, plan, self.device)
+
+    @cached_property
+    def _forward(self) -> launch.Launcher:
+        of = self.functions
+        constants = {"FACTOR_X": of.factor_x, "FACTOR_Y": of.factor_y, "VALUE": of.value, "NEAR": self._near}
+        return self._launcher("forward", self.plans["forward"], N_UNIT=self._unit, **constants, **self._numbers)
+
+    def _backward(self, name: str, finished: bool) -> launch.Launcher:
+        """A launcher for each way: what it writes is a gradient, or fp32 sums."""
+        of, swapped = self.functions, name == "backward_y"
+        own, other = (of.factor_y, of.factor_x) if swapped else (of.factor_x, of.factor_y)
+        key = (name, finished)
+        if key not in self._backwards:
+            self._backwards[key] = self._launcher(
+                BACKWARD, self.plans[name], SWAPPED=swapped, FINISHED=finished,
+                M_UNIT=self._unit if swapped else 1, N_UNIT=1 if swapped else self._unit,
+                FACTOR_X=own, FACTOR_Y=other, THROUGH_X=self._through(name), SLOPE=of.slope, SQUARE=of.square,
+                NEAR=self._near, **self._gradient_numbers,
+            )  # fmt: skip
+        return self._backwards[key]
+
+    @cached_property
+    def _backwards(self) -> dict[tuple[str, bool], launch.Launcher]:
+        return {}
+
+    def _through(self, name: str) -> Any:
+        return self.functions.through_y if name == "backward_y" else self.functions.through_x
+
+    @cached_property
+    def _finish(self) -> dict[str, launch.Launcher]:
+        columns = power_of_two(self.k, 16, 256)
+        sizes = Plan.of(BLOCK_M=max(4, 2048 // columns), BLOCK_C=columns, num_stages=1)
+        of = self.functions
+        factors = {"backward_x": of.factor_x, "backward_y": of.factor_y}
+        return {
+            name: self._launcher("finish", sizes, FACTOR=factor, THROUGH=self._through(name))
+            for name, factor in factors.items()
+        }
+
+    # The way of the tensors.
+
+    def allocate(self, x, y, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        w = torch.empty((*x.shape[:-1], self.n), dtype=self.dtype, device=self.device)
+
+        def squares(t: torch.Tensor, saved: bool) -> torch.Tensor | None:
+            return torch.empty(t.shape[:-1], dtype=torch.float32, device=self.device) if save and saved else None
+
+        return w, squares(x, self.saves[0]), squares(y, self.saves[1])
+
+    def forward(self, x, y, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        outs = w, s, t = self.allocate(x, y, save=save)
+        matrices, rows = x.shape[:-2].numel(), x.shape[-2]
+        if w.numel() == 0:
+            for squares, of in ((s, x), (t, y)):
+                if squares is not None:
+                    torch.sum(of.float().square(), -1, out=squares)
+            return outs
+        sizes = self.plans["forward"]
+        tiles = ceil_div(rows, sizes["BLOCK_M"]) * ceil_div(self.n, sizes["BLOCK_N"])
+        arguments = (x.contiguous(), y.contiguous(), w, s, t, rows, self.n // self._unit, self.gamma, self.eps)
+        self._forward(matrices * tiles, *arguments)
+        return outs
+
+    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
+        return [
+            torch.empty(t.shape, dtype=self.dtype, device=self.device) if needed else None
+            for t, needed in zip(tensors, needs, strict=True)
+        ]
+
+    def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
+        x, y = tensors
+        w, s, t = outs
+        dx, dy = grads = self.allocate_gradients(tensors, needs)
+        read = (grad.contiguous(), w if self.distance else None)
+        if dx is not None:
+            self._gradient("backward_x", dx, x.contiguous(), y.contiguous(), *read, s, t)
+        if dy is not None:
+            self._gradient("backward_y", dy, y.contiguous(), x.contiguous(), *read, t, s)
+        return grads
+
+    def _gradient(self, name: str, dx, x, y, grad, w, s, t) -> None:
+        """The gradient of x, which may be either matrix."""
+        sizes, unit = self.plans[name], self._unit
+        matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
+        if dx.numel() == 0 or n == 0:
+            dx.zero_()
+            return
+        tiles = ceil_div(self.k, sizes["BLOCK_C"])
+        splits, rows = self.splits(name, matrices, m, n)
+        finished = splits == 1 and (self._through(name) is None or tiles == 1)
+        out = dx if finished else torch.empty((splits, *dx.shape), dtype=torch.float32, device=self.device)
+        m_unit, n_unit = (unit, 1) if name == "backward_y" else (1, unit)
+        grid = matrices * splits * ceil_div(m, sizes["BLOCK_M"]) * tiles
+        launcher = self._backward(name, finished)
+        launcher(grid, x, y, grad, w, s, t, out, m // m_unit, n // n_unit, rows, self.gamma, self.eps)
+        if not finished:
+            count = matrices * m
+            finish = self._finish[name]
+            finish(ceil_div(count, finish.plan["BLOCK_M"]), x, out, s, dx, splits, count, self.eps)
+
+    def splits(self, name: str, matrices: int, m: int, n: int) -> tuple[int, int]:
+        """How many programs share the other rows n of a gradient to m rows, and how many rows each has. Of x, a row's
+        gradient may not depend on how many there are; of y, there are about two programs a processor."""
+        if name == "backward_x":
+            wanted = min(16, n // SPLIT)
+        else:
+            tiles = matrices * ceil_div(m, 64) * ceil_div(self.k, 128)
+            wanted = min(ceil_div(2 * self.facts.processors, tiles), n // 256)
+        each = ceil_div(ceil_div(n, max(1, wanted)), 256) * 256
+        return ceil_div(n, each), each
+
+    def saved_bytes(self, batch: int) -> int:
+        matrices, rows = (batch, self._rows) if self._rows is not None else (1, batch)
+        return 4 * matrices * (self.saves[0] * rows + self.saves[1] * self.n)
+
+    def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
+        matrices, m = (batch, self._rows) if self._rows is not None else (1, batch)
+        size, n, k = self.dtype.itemsize, self.n, self.k
+        x, y, w = (matrices * count * size for count in (m * k, n * k, m * n))
+        squares = self.saved_bytes(batch)
+        flops = 2 * matrices * m * n * k
+        costs = {"forward": Cost(x + y + w + (squares if any(needs) else 0), flops)}
+        read = w * (1 + self.distance) + x + y + squares
+        for name, needed, written in (("backward_x", needs[0], x), ("backward_y", needs[1], y)):
+            if needed:
+                costs[name] = Cost(read + written, flops)
+        return costs

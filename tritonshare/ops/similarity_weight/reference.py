@@ -1,0 +1,46 @@
+"""similarity_weight in plain torch, twice differentiable."""
+
+from __future__ import annotations
+
+import torch
+
+KINDS = ("projection", "dot", "cosine", "euclidean", "sqeuclidean", "rbf")
+DISTANCES = ("euclidean", "sqeuclidean", "rbf")
+DIRECT = 2**22  # differences of so many elements are held in memory; with more, products in fp64 take their place
+
+
+def reference(x, y, kind, gamma, eps):
+    if kind == "dot":
+        return x @ y.mT
+    if kind == "projection":
+        s = x.square().sum(-1, keepdim=True)
+        return torch.where(s == 0, 0, (x @ y.mT) / torch.where(s == 0, 1, s))
+    if kind == "cosine":
+        return unit(x, eps) @ unit(y, eps).mT
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    q = square_distances(x.to(wide), y.to(wide))
+    if kind == "euclidean":
+        q = torch.where(q == 0, 0, torch.where(q == 0, 1, q).sqrt())
+    elif kind == "rbf":
+        q = torch.exp(-gamma * q)
+    return q.to(x.dtype)
+
+
+def unit(x, eps):
+    """Rows over their norm, or over eps where that is larger; rows of zeros stay so, and have no gradient."""
+    s = x.square().sum(-1, keepdim=True)
+    norm = torch.where(s == 0, 1, s).sqrt().clamp_min(eps)
+    return torch.where(s == 0, 0, x / norm)
+
+
+def square_distances(x, y):
+    if max(1, x.shape[:-2].numel()) * x.shape[-2] * y.shape[-2] * x.shape[-1] <= DIRECT:
+        return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+    return expanded(x.double(), y.double()).to(x.dtype)
+
+
+def expanded(x, y):
+    """In fp64, where its cancellation costs an fp32 result nothing. Equal rows are 0 apart, not what rounding left."""
+    sizes = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
+    q = sizes - 2 * (x @ y.mT)
+    return torch.where(q < sizes * 2.0**-50, 0, q)
