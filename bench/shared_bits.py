@@ -139,12 +139,7 @@ def picture(document: Document) -> bytes:
         [size], [mean], [[mean - min(values)], [max(values) - mean]], fmt="k*", ms=11, capsize=3, label="dense"
     )
     for bits, rows in found.items():
-        highest = max(row["held_out_accuracy"] for row in rows)
-        place = (rows[0]["bytes"], highest)
-        box = {"color": "#ffffff", "pad": 1}
-        axes.annotate(
-            f"{bits}", place, xytext=(0, 8), textcoords="offset points", ha="center", fontsize="small", bbox=box
-        )
+        axes.text(rows[0]["bytes"], 0.98, bits, transform=axes.get_xaxis_transform(), ha="center", va="top")
     report.size_axes(axes)
     seeds = len(document["seeds"])
     axes.set_title(
