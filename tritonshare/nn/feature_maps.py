@@ -1,0 +1,495 @@
+"""Feature maps: a few vectors that stand for many inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ..check import ArgumentError, ArgumentTypeError
+from ..functional import segment_sum, similarity_weight
+
+KINDS = ("euclidean", "sqeuclidean", "cosine", "dot", "projection", "rbf")
+DISTANCES = ("euclidean", "sqeuclidean")
+UPDATES = ("mean", "learned", "fixed")
+ASSIGNMENTS = ("hard", "soft")
+STATISTICS = ("counts", "sums")
+
+
+class Assigned(NamedTuple):
+    """What FeatureMaps makes of inputs [..., dim]."""
+
+    output: torch.Tensor  # [..., dim]: the nearest feature, or the mixture of them
+    indices: torch.Tensor  # [...] int64: the nearest feature
+    values: torch.Tensor  # [...]: its distance, or its similarity
+
+
+class Fit(NamedTuple):
+    """How FeatureMaps.fit ended."""
+
+    inertia: float  # the sum of squared distances of inputs to their features
+    iterations: int
+    converged: bool
+
+
+class _Nearest(NamedTuple):
+    values: torch.Tensor
+    indices: torch.Tensor
+
+
+def nearest(x, features, *, kind, gamma, eps):
+    values = similarity_weight(x, features, kind=kind, gamma=gamma, eps=eps)
+    found = values.min(-1, keepdim=True) if kind in DISTANCES else values.max(-1, keepdim=True)
+    return _Nearest(found.values, found.indices)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of features; the gradient is a sum by segment, which has the same bits every time."""
+
+    @staticmethod
+    def forward(ctx, features: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(indices)
+        ctx.count = features.shape[0]
+        return features[indices]
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        return segment_sum(grad, ctx.saved_tensors[0], ctx.count), None
+
+
+class FeatureMaps(torch.nn.Module):
+    """`num_features` vectors of `dim` numbers, to which inputs are assigned and which follow them.
+
+    The article's steps: similar inputs share a feature map; every input is compared with all of them, and assigned; the
+    feature maps are updated, by the mean of the inputs assigned to them or along the gradient. (From similarities to
+    feature maps come weights: see `SimilaritySharedLinear`.)
+
+    Args:
+        num_features, dim: the features are [num_features, dim].
+        kind: how near an input is to a feature: "euclidean" or "sqeuclidean" (distances), "cosine", "dot", "projection"
+            or "rbf" (similarities), as in `functional.similarity_weight`.
+        update: "mean": while training, each call moves features to the moving average of the inputs assigned to them,
+            `counts <- decay * counts + (1 - decay) * n`, the same of `sums`, `features = sums / counts`. The first
+            call counts in full, as if decay were 0. "learned": a parameter. "fixed": neither; see `fit`.
+        assign: "hard": the nearest feature, the first of equally near ones. Its gradient goes straight through: to the
+            input as if it were the output, and to a learned feature as that which was picked. "soft": the mean of all
+            features by the softmax of similarity (or minus distance) over `temperature`.
+        decay: of the moving average, from 0 (the last batch alone) to less than 1.
+        temperature: of "soft".
+        reseed: a feature whose count is below this is empty, and is seeded again: the emptiest (of equally empty ones
+            the first) gets the input that is farthest from its own feature, the next one the next, each with a count of
+            1. 0 for never. On a GPU it makes the host wait once for every update.
+        clip: each input contributes to the mean with at most this L2 norm; longer ones are scaled down to it.
+        noise: adds normal noise to each update's sums, of standard deviation noise * clip, and counts, of `noise`.
+            It needs clip, and `assign="hard"`. What it gives: each of the two is a Gaussian mechanism with the noise
+            multiplier `noise` for adding or removing one input of a batch; both together are one with noise / sqrt(2).
+            No accountant is included: how the epsilons of many updates, and of sampled batches, add up is for yours to
+            tell. Nothing but the update is private: not the assignment of an input, not what a layer above learns, not
+            the first features if they came from `fit`. Noise comes from NumPy's generator, by `seed` and the number of
+            the update: who knows or guesses the seed can take the noise away, so for privacy draw it, such as with
+            `secrets.randbits(128)`, and keep it to yourself; what floating-point noise gives away is not mended. Empty
+            features are then not seeded from inputs but beside the feature with the largest count.
+        seed: of noise, at least 0. Processes that train together must agree on it.
+        gamma: of "rbf"; eps: as in `functional.similarity_weight`.
+        process_group: of torch.distributed; where one is initialized, the mean is over the inputs of all its processes.
+
+    Shape: input [..., dim]; returns `Assigned`: output [..., dim], indices [...], values [...].
+
+    Inputs that are not finite, or of another `dim`, raise ArgumentError, and nothing is updated. In eval mode nothing
+    is updated. Statistics are in fp32 at least, whatever the module's dtype and under autocast.
+
+    Derived from: MacQueen, Some methods for classification and analysis of multivariate observations, 1967 (the mean);
+    van den Oord et al., Neural discrete representation learning, 2017 (straight through; moving average).
+
+    >>> maps = FeatureMaps(4, 2)
+    >>> maps(torch.randn(3, 2)).output.shape
+    torch.Size([3, 2])
+    """
+
+    features: torch.Tensor
+    counts: torch.Tensor
+    sums: torch.Tensor
+    updates: torch.Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        dim: int,
+        kind: str = "euclidean",
+        update: str = "mean",
+        *,
+        assign: str = "hard",
+        decay: float = 0.99,
+        temperature: float = 1.0,
+        reseed: float = 0.01,
+        clip: float | None = None,
+        noise: float = 0.0,
+        seed: int = 0,
+        gamma: float | None = None,
+        eps: float = 1e-8,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        positive_integer("FeatureMaps", "num_features", num_features)
+        positive_integer("FeatureMaps", "dim", dim)
+        one_of("FeatureMaps", "kind", kind, KINDS)
+        one_of("FeatureMaps", "update", update, UPDATES)
+        one_of("FeatureMaps", "assign", assign, ASSIGNMENTS)
+        gamma_of("FeatureMaps", kind, gamma)
+        number_of("FeatureMaps", "decay", decay, lambda v: 0 <= v < 1, "from 0 to less than 1")
+        number_of("FeatureMaps", "temperature", temperature, lambda v: v > 0, "positive")
+        number_of("FeatureMaps", "reseed", reseed, lambda v: v >= 0, "at least 0")
+        number_of("FeatureMaps", "noise", noise, lambda v: v >= 0, "at least 0")
+        if clip is not None:
+            number_of("FeatureMaps", "clip", clip, lambda v: v > 0, "positive, or None")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ArgumentTypeError(f"FeatureMaps: seed must be an integer, but is {seed!r}")
+        if seed < 0:
+            raise ArgumentError(f"FeatureMaps: seed must be at least 0, but is {seed}")
+        if noise and (clip is None or assign == "soft" or update != "mean"):
+            raise ArgumentError("FeatureMaps: noise needs clip, update='mean' and assign='hard'")
+        self.num_features, self.dim, self.kind, self.update, self.assign = num_features, dim, kind, update, assign
+        self.decay, self.temperature, self.reseed = decay, temperature, reseed
+        self.clip, self.noise, self.seed = clip, noise, seed
+        self.gamma, self.eps, self.process_group = gamma, eps, process_group
+        features = torch.empty(num_features, dim, device=device, dtype=dtype)
+        if update == "learned":
+            self.features = torch.nn.Parameter(features)
+        else:
+            self.register_buffer("features", features)
+        if update == "mean":
+            wide = torch.promote_types(features.dtype, torch.float32)
+            self.register_buffer("counts", torch.empty(num_features, device=device, dtype=wide))
+            self.register_buffer("sums", torch.empty(num_features, dim, device=device, dtype=wide))
+            self.register_buffer("updates", torch.empty((), device=device, dtype=torch.int64))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Features normal, with a length of about 1, to which nothing was assigned yet."""
+        self.features.normal_(0, self.dim**-0.5)
+        if self.update == "mean":
+            for statistic in (self.updates, self.counts, self.sums):
+                statistic.zero_()
+
+    def forward(self, input: torch.Tensor) -> Assigned:
+        self._check(input)
+        # distances and statistics are not autocast: a moving average in 8 bits would not move
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.reshape(-1, self.dim)
+            features = self.features.to(x.dtype)
+            found = nearest(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps)
+            indices, values = found.indices[:, 0], found.values[:, 0]
+            weights = None
+            if self.assign == "soft":
+                weights = torch.softmax(self._logits(x, features), -1)
+                output = weights @ features.clone()  # an update may write the features before the backward
+            else:
+                output = _Gather.apply(features, indices) + (x - x.detach())
+            if self.training and self.update == "mean":
+                self._update(x.detach(), indices, values.detach(), None if weights is None else weights.detach())
+        shape = input.shape[:-1]
+        return Assigned(output.view(input.shape), indices.view(shape), values.view(shape))
+
+    def similarity(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., dim] -> [..., num_features]: the kind's value for every feature (a distance for the distances)."""
+        self._check(input)
+        return similarity_weight(input, self.features.to(input.dtype), kind=self.kind, gamma=self.gamma, eps=self.eps)
+
+    def _logits(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        values = similarity_weight(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps)
+        return (-values if self.kind in DISTANCES else values) / self.temperature
+
+    def _check(self, x: Any, axes: str = "...") -> None:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            what = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise ArgumentTypeError(f"FeatureMaps: input must be a floating-point tensor, but is {what}")
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            has = x.shape[-1] if x.dim() else "missing"
+            raise ArgumentError(f"FeatureMaps: input's last axis (dim) is {has}, but features have {self.dim}")
+        if x.device != self.features.device:
+            of = f"is on {x.device}, but the features are on {self.features.device}"
+            raise ArgumentError(f"FeatureMaps: input {of}: they must be on the same device")
+
+    # The moving average.
+
+    @torch.no_grad()
+    def _update(self, x: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, weights: Any) -> None:
+        counted = self._clipped(x.to(self.sums.dtype))
+        if weights is None:
+            sums, counts = segment_sum(counted, indices, self.num_features), self._numbers(indices)
+            total = torch.cat((sums, counts.to(sums.dtype)), 1)
+        else:
+            weights = weights.to(counted.dtype)
+            total = torch.cat((weights.T @ counted, weights.sum(0)[:, None]), 1)
+        total = self._over_processes(total)
+        if not bool(total.isfinite().all()):
+            raise ArgumentError("FeatureMaps: input has values that are not finite: nothing is updated")
+        if self.noise:
+            total += self._noise(total)
+        weight = torch.where(self.updates == 0, 1.0, 1 - self.decay).to(self.sums.dtype)
+        self.updates += 1
+        self.sums.lerp_(total[:, :-1], weight)
+        self.counts.lerp_(total[:, -1], weight)
+        # noise can leave a count near 0, or below; without it a feature keeps its place until counts underflow
+        known = self.counts > (0.01 if self.noise else torch.finfo(self.counts.dtype).tiny)
+        means = self.sums / torch.where(known, self.counts, 1)[:, None]
+        self.features.copy_(torch.where(known[:, None], means, self.features.to(means.dtype)))
+        if self.reseed:
+            empty = self.counts < self.reseed
+            if bool(empty.any()):
+                self._seed_again(empty, x, values)
+
+    def _clipped(self, x: torch.Tensor) -> torch.Tensor:
+        if self.clip is None:
+            return x
+        norms = x.norm(dim=1, keepdim=True)
+        return x * (self.clip / norms.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1)
+
+    def _numbers(self, indices: torch.Tensor) -> torch.Tensor:
+        """[num_features, 1]: how many inputs each feature has. Integers are exact in any order."""
+        zeros = torch.zeros(self.num_features, dtype=torch.int64, device=indices.device)
+        return zeros.index_add_(0, indices, torch.ones_like(indices))[:, None]
+
+    def _noise(self, total: torch.Tensor) -> torch.Tensor:
+        """Drawn on the CPU, so that it is the same on every device."""
+        drawn = self._normal(total.shape, 0) * self.noise
+        drawn[:, :-1] *= self.clip
+        return drawn.to(total)
+
+    def _normal(self, shape: Any, stream: int) -> torch.Tensor:
+        """Of NumPy's generator, since torch's for the CPU heeds 32 bits of a seed only."""
+        drawn = np.random.default_rng((self.seed, int(self.updates), stream)).standard_normal(tuple(shape))
+        return torch.from_numpy(drawn)
+
+    def _seed_again(self, empty: torch.Tensor, x: torch.Tensor, values: torch.Tensor) -> None:
+        order = torch.sort(self.counts, stable=True).indices[: int(empty.sum())]
+        if self.noise:
+            fullest = self.features[self.counts.argmax()]
+            moved = self._normal((len(order), self.dim), 1).to(fullest)
+            rows = fullest + moved * (0.01 * fullest.norm() / math.sqrt(self.dim))
+        else:
+            rows = self._farthest(x, values if self.kind in DISTANCES else -values, len(order))
+            order = order[: len(rows)]
+        self.features[order] = rows.to(self.features.dtype)
+        self.counts[order] = 1
+        self.sums[order] = self.features[order].to(self.sums.dtype)
+
+    def _farthest(self, x: torch.Tensor, distances: torch.Tensor, many: int) -> torch.Tensor:
+        """The inputs, of all processes, with the largest distances: [at most many, dim], the first of equal ones."""
+        far = torch.sort(distances, descending=True, stable=True).indices[:many]
+        rows, distances = x[far], distances[far]
+        processes = self._processes()
+        if processes > 1:
+            missing = many - len(far)
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
+            distances = torch.nn.functional.pad(distances.double(), (0, missing), value=-math.inf)
+            rows = _gathered(rows, processes, self.process_group)
+            distances = _gathered(distances, processes, self.process_group)
+            far = torch.sort(distances, descending=True, stable=True).indices[:many]
+            rows = rows[far[distances[far] > -math.inf]]
+        return rows
+
+    # Processes.
+
+    def _processes(self) -> int:
+        return dist.get_world_size(self.process_group) if dist.is_available() and dist.is_initialized() else 1
+
+    def _over_processes(self, total: torch.Tensor) -> torch.Tensor:
+        if self._processes() > 1:
+            dist.all_reduce(total, group=self.process_group)
+        return total
+
+    # Exact k-means.
+
+    @torch.no_grad()
+    def fit(
+        self,
+        x: torch.Tensor,
+        iterations: int = 100,
+        *,
+        tolerance: float = 1e-4,
+        start: str | torch.Tensor = "k-means++",
+        restarts: int = 1,
+        seed: int = 0,
+    ) -> Fit:
+        """k-means: assign all inputs, move every feature to the mean of its own, until nothing moves.
+
+        Args:
+            x: [N, dim], or this process' part of it: means are over those of all processes.
+            iterations: at most this many.
+            tolerance: it ends where the features' squared movement, in all, is at most this times the mean variance of
+                x along an axis.
+            start: "k-means++" (greedy: of 2 + log(num_features) drawn inputs the best is taken; the first process'
+                inputs only), "features" (those that there are), or [num_features, dim].
+            restarts: with "k-means++", the best of so many.
+            seed: of what is drawn; the same seed gives the same features.
+
+        An empty feature gets the input farthest from its own. `clip` counts, `noise` must be 0: fit is not private.
+        With update="mean" the moving average then goes on from these features, each by its share of the inputs, 1 on
+        average.
+
+        Raises: ArgumentError, in one sentence, before anything is changed.
+        """
+        self._check_fit(x, iterations, tolerance, start, restarts)
+        x = self._clipped(x.to(torch.promote_types(x.dtype, torch.float32)))
+        moves = tolerance * self._variance(x)
+        best = None
+        for restart in range(restarts if isinstance(start, str) and start == "k-means++" else 1):
+            if isinstance(start, torch.Tensor):
+                features = start.to(x)
+            elif start == "features":
+                features = self.features.to(x)
+            else:
+                features = self._plus_plus(x, torch.Generator().manual_seed(seed + restart))
+            found = self._iterate(x, features.clone(), iterations, moves)
+            if best is None or found[0].inertia < best[0].inertia:
+                best = found
+        result, features, numbers = best
+        self.features.copy_(features)
+        if self.update == "mean":
+            self.counts.copy_(numbers / numbers.double().mean())
+            self.sums.copy_(features.to(self.sums.dtype) * self.counts[:, None])
+            self.updates.clamp_(min=1)  # the next call is not the first
+        return result
+
+    def _check_fit(self, x: Any, iterations: Any, tolerance: Any, start: Any, restarts: Any) -> None:
+        self._check(x)
+        if x.dim() != 2:
+            raise ArgumentError(f"FeatureMaps.fit: x must have the 2 axes [N, dim], but has {x.dim()}")
+        positive_integer("FeatureMaps.fit", "iterations", iterations)
+        positive_integer("FeatureMaps.fit", "restarts", restarts)
+        number_of("FeatureMaps.fit", "tolerance", tolerance, lambda v: v >= 0, "at least 0")
+        if self.noise:
+            raise ArgumentError("FeatureMaps.fit: noise must be 0, since fit is not private")
+        if isinstance(start, torch.Tensor):
+            if start.shape != self.features.shape:
+                of = f"{list(start.shape)}, but features are {list(self.features.shape)}"
+                raise ArgumentError(f"FeatureMaps.fit: start is of shape {of}")
+        else:
+            one_of("FeatureMaps.fit", "start", start, ("k-means++", "features"))
+        if not bool(x.isfinite().all()):
+            raise ArgumentError("FeatureMaps.fit: x has values that are not finite")
+        alone = self._processes() == 1 or (isinstance(start, str) and start == "k-means++")
+        if alone and len(x) < self.num_features:
+            few = f"{len(x)}, fewer than the {self.num_features} features"
+            raise ArgumentError(f"FeatureMaps.fit: x axis 0 (N) is {few}")
+
+    def _variance(self, x: torch.Tensor) -> float:
+        """The mean over dim of the variances of all processes' inputs."""
+        wide = x.double()
+        number = self._over_processes(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device))
+        mean = self._over_processes(wide.sum(0)) / number
+        return float(self._over_processes((wide - mean).square().sum(0)).mean() / number)
+
+    def _nearest(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        kind = "sqeuclidean" if self.kind == "euclidean" else self.kind  # the same one, without roots
+        return nearest(x, features, kind=kind, gamma=self.gamma, eps=self.eps).indices[:, 0]
+
+    def _iterate(self, x: torch.Tensor, features: torch.Tensor, iterations: int, moves: float) -> Any:
+        def distances() -> torch.Tensor:  # squared; differences first, which does not cancel
+            return (x - features[indices]).square().sum(1)
+
+        converged, done = False, 0
+        indices = self._nearest(x, features)
+        while done < iterations and not converged:
+            sums = self._over_processes(segment_sum(x, indices, self.num_features))
+            numbers = self._over_processes(self._numbers(indices).to(x.dtype))
+            new = torch.where(numbers > 0, sums / numbers.clamp_min(1), features)
+            empty = (numbers[:, 0] == 0).nonzero()[:, 0]
+            if len(empty):
+                rows = self._farthest(x, distances(), len(empty))
+                new[empty[: len(rows)]] = rows
+            moved = float((new.double() - features.double()).square().sum())
+            features, done = new, done + 1
+            converged = moved <= moves and not len(empty)
+            indices = self._nearest(x, features)
+        inertia = float(self._over_processes(distances().double().sum()))
+        return Fit(inertia, done, converged), features, self._over_processes(self._numbers(indices))[:, 0]
+
+    def _plus_plus(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, 2007, section 2.2; greedy, as they
+        propose in section 8. Weights are rounded to integers, whose cumulative sums are exact in any order."""
+        tries = 2 + int(math.log(self.num_features))
+        squares = x.square().sum(1)
+
+        def squared_distances(rows: torch.Tensor) -> torch.Tensor:
+            return (squares[None, :] - 2 * (rows @ x.T) + rows.square().sum(1)[:, None]).clamp_min(0)
+
+        first = int(torch.randint(len(x), (), generator=generator))
+        chosen = [first]
+        closest = squared_distances(x[first : first + 1])[0]
+        for _ in range(1, self.num_features):
+            drawn = torch.rand(tries, generator=generator, dtype=torch.float64).to(x.device)
+            scaled = closest.double() / closest.max().clamp_min(torch.finfo(closest.dtype).tiny)
+            steps = (scaled * (2**52 // len(x))).long().cumsum(0)
+            places = torch.searchsorted(steps, (drawn * steps[-1]).long(), right=True).clamp_max(len(x) - 1)
+            candidates = torch.minimum(squared_distances(x[places]), closest)
+            best = int(candidates.double().sum(1).argmin())
+            chosen.append(int(places[best]))
+            closest = candidates[best]
+        features = x[torch.tensor(chosen, device=x.device)]
+        if self._processes() > 1:
+            group = self.process_group
+            dist.broadcast(features, dist.get_global_rank(group, 0) if group is not None else 0, group=group)
+        return features
+
+    def _apply(self, fn, recurse=True):
+        """Statistics keep their precision where the module takes a shorter dtype."""
+        before = {name: self._buffers[name] for name in STATISTICS if name in self._buffers}
+        super()._apply(fn, recurse)
+        for name, kept in before.items():
+            after = self._buffers[name]
+            if after.dtype.itemsize < kept.dtype.itemsize:
+                self._buffers[name] = kept.to(after.device)
+        return self
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_features}, {self.dim}, kind={self.kind!r}, update={self.update!r}, assign={self.assign!r}"
+        if self.update == "mean":
+            text += f", decay={self.decay}"
+        if self.clip is not None:
+            text += f", clip={self.clip}, noise={self.noise}"
+        return text
+
+
+def _gathered(t: torch.Tensor, processes: int, group: Any) -> torch.Tensor:
+    parts = [torch.empty_like(t) for _ in range(processes)]
+    dist.all_gather(parts, t.contiguous(), group=group)
+    return torch.cat(parts)
+
+
+# Checks that similarity layers share.
+
+
+def positive_integer(of: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{of}: {name} must be an integer, but is {value!r}")
+    if value < 1:
+        raise ArgumentError(f"{of}: {name} must be at least 1, but is {value}")
+
+
+def one_of(of: str, name: str, value: Any, names: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in names:
+        raise ArgumentError(f"{of}: {name} must be one of {', '.join(map(repr, names))}, but is {value!r}")
+
+
+def gamma_of(of: str, kind: str, gamma: Any) -> None:
+    if kind != "rbf":
+        if gamma is not None:
+            raise ArgumentError(f"{of}: gamma must be None unless kind is 'rbf', but is {gamma!r}")
+    else:
+        number_of(of, "gamma", gamma, lambda v: v > 0, "positive")
+
+
+def number_of(of: str, name: str, value: Any, right: Callable[[float], bool], limit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(f"{of}: {name} must be a number, but is {value!r}")
+    if not math.isfinite(value) or not right(value):
+        raise ArgumentError(f"{of}: {name} must be {limit}, but is {value!r}")
