@@ -1,6 +1,7 @@
 """Feature maps and layers whose weights are similarities to them."""
 
 import copy
+import json
 import os
 import runpy
 import traceback
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from sklearn.cluster import KMeans
 from torch import multiprocessing
 
+from bench import feature_maps as bench
 from tests.ops import assert_same_bits
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.data import load
@@ -59,6 +61,7 @@ def test_long_sums_of_short_floats_do_not_stop_growing(dtype):
 # Assignment and gradients.
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_take_the_nearest_feature_and_gradients_go_straight_through(kind):
     torch.manual_seed(0)
@@ -116,6 +119,7 @@ def by_hand(features, batches, decay):
     return features, counts
 
 
+@pytest.mark.interpreter
 def test_features_are_the_moving_average_of_their_inputs():
     torch.manual_seed(0)
     maps = FeatureMaps(3, 2, decay=0.75, reseed=0)
@@ -311,6 +315,16 @@ def test_two_processes_are_one(tmp_path):
 # Weights from similarities.
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", ["euclidean", "projection"])
+def test_a_layer_of_fp32_applies_its_weight(kind):
+    torch.manual_seed(0)
+    layer, x = SimilaritySharedLinear(7, 5, 4, 3, kind=kind), torch.randn(6, 7)
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias), rtol=1e-4, atol=1e-5)
+    layer(x).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in layer.parameters())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_weight_is_the_articles(kind):
     torch.manual_seed(0)
@@ -415,3 +429,10 @@ def test_the_four_steps_run_and_say_what_they_do(capsys):
     assert [line[0] for line in printed.splitlines() if line[0] != " "] == ["1", "2", "3", "4"]
     assert accuracy > 0.6
     assert within > between + 0.3, "inputs of one feature map do not share more than others"
+
+
+def test_the_readme_shows_the_recorded_fits():
+    document = json.loads(bench.RECORDED.read_text())
+    assert bench.table(document) in (Path(__file__).parents[1] / "README.md").read_text()
+    for row in document["rows"]:
+        assert min(row["FeatureMaps.fit"]["inertia"]) <= 1.01 * min(row["sklearn KMeans"]["inertia"])
