@@ -290,6 +290,14 @@ def test_similar_filters_are_found_and_change_nothing(net, kind):
     assert by_name["mix"].note == "no filters alike"
 
 
+@pytest.mark.parametrize(("kind", "threshold"), [("cosine", 1), ("euclidean", 0)])
+def test_equal_filters_are_alike_whatever_the_threshold(net, kind, threshold):
+    with torch.no_grad():
+        net.conv.weight[7] = net.conv.weight[4]
+        net.conv.weight[[9, 12]] = 0
+    assert tc.similar_filters(net, threshold, kind)[1].layers[1].groups == ((4, 7), (9, 12))
+
+
 def test_kinds_differ_in_length(net):
     with torch.no_grad():
         net.conv.weight[3] = net.conv.weight[1] * 2
@@ -316,6 +324,20 @@ def test_tied_filters_are_stored_once_and_share_their_gradient(net, sample, rule
     torch.testing.assert_close(filters.grad[1], expected)
     torch.testing.assert_close(filters.grad[[0, *range(2, 14)]], of_channels[others])
     assert "parametrized" in next(layer for layer in tc.compress(tied, 2)[1].layers if layer.name == "conv").note
+
+
+def test_tied_filters_work_under_functorch_and_double_backward():
+    tied, _ = tc.similar_filters(twins(nn.Linear(6, 6).double()), tie="learned")
+    key = "parametrizations.weight.original"
+
+    def loss(filters, x):
+        return torch.func.functional_call(tied, {key: filters}, (x,)).square().sum()
+
+    x = torch.arange(12.0, dtype=torch.float64).reshape(2, 6)
+    filters = tied.parametrizations.weight.original.detach().clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda filters: loss(filters, x), filters)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(filters, x)
+    torch.testing.assert_close(each.sum(0), torch.autograd.grad(loss(filters, x), filters)[0])
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..check import ArgumentError, ArgumentTypeError
-from ..functional import segment_sum
+from ..functional import segment_sum, similarity_weight
 from .errors import Error
 from .layers import Group, finite, groups_of, layer_bytes, matching, named_layers
 from .report import Layer, Report, smaller
 
 KINDS = ("cosine", "euclidean")
 RULES = ("mean", "learned")
+ROUNDING = 1e-12  # the cosine of a row and itself may be so much below 1
 
 
 class Ties(nn.Module):
@@ -46,11 +47,17 @@ class Ties(nn.Module):
 
 
 class _Take(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, filters: Tensor, index: Tensor, mean: bool) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.mean, ctx.count = mean, len(filters)
+    def forward(filters: Tensor, index: Tensor, mean: bool) -> Tensor:
         return filters.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        filters, index, ctx.mean = inputs
+        ctx.save_for_backward(index)
+        ctx.count = len(filters)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -178,14 +185,14 @@ def _leaders(rows: Tensor, threshold: float, kind: str) -> Tensor:
 
 
 def _near(rows: Tensor, threshold: float, kind: str) -> Tensor:
-    """Whether each row is near to each other one as a leader: bool [rows, leaders]."""
+    """Whether each row is near to each other one as a leader: bool [rows, leaders]. In fp64: the same on any device."""
     rows = rows.double()
     lengths = rows.norm(dim=1)
+    values = similarity_weight(rows, rows, kind=kind)
     if kind == "euclidean":
-        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") <= threshold * lengths
-    products, sizes = rows @ rows.T, lengths.unsqueeze(1) * lengths
-    equal = (sizes == 0) & (lengths.unsqueeze(1) == lengths)  # both zero
-    return (products >= threshold * sizes) & (sizes > 0) | equal
+        return values <= threshold * lengths
+    zeros = lengths == 0  # they have no angle, but are the same filter
+    return (values >= threshold - ROUNDING) | (zeros & zeros.unsqueeze(1))
 
 
 def ties_of(module: Any) -> Ties | None:
