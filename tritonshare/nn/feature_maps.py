@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch.distributed as dist
 
 from ..check import ArgumentError, ArgumentTypeError
 from ..functional import segment_sum, similarity_weight
+from .arguments import gamma_of, number_of, one_of, positive_integer
 
 KINDS = ("euclidean", "sqeuclidean", "cosine", "dot", "projection", "rbf")
 DISTANCES = ("euclidean", "sqeuclidean")
@@ -42,6 +42,7 @@ class _Nearest(NamedTuple):
 
 
 def nearest(x, features, *, kind, gamma, eps):
+    """By all similarities, which are in memory."""
     values = similarity_weight(x, features, kind=kind, gamma=gamma, eps=eps)
     found = values.min(-1, keepdim=True) if kind in DISTANCES else values.max(-1, keepdim=True)
     return _Nearest(found.values, found.indices)
@@ -463,33 +464,3 @@ def _gathered(t: torch.Tensor, processes: int, group: Any) -> torch.Tensor:
     parts = [torch.empty_like(t) for _ in range(processes)]
     dist.all_gather(parts, t.contiguous(), group=group)
     return torch.cat(parts)
-
-
-# Checks that similarity layers share.
-
-
-def positive_integer(of: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{of}: {name} must be an integer, but is {value!r}")
-    if value < 1:
-        raise ArgumentError(f"{of}: {name} must be at least 1, but is {value}")
-
-
-def one_of(of: str, name: str, value: Any, names: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in names:
-        raise ArgumentError(f"{of}: {name} must be one of {', '.join(map(repr, names))}, but is {value!r}")
-
-
-def gamma_of(of: str, kind: str, gamma: Any) -> None:
-    if kind != "rbf":
-        if gamma is not None:
-            raise ArgumentError(f"{of}: gamma must be None unless kind is 'rbf', but is {gamma!r}")
-    else:
-        number_of(of, "gamma", gamma, lambda v: v > 0, "positive")
-
-
-def number_of(of: str, name: str, value: Any, right: Callable[[float], bool], limit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ArgumentTypeError(f"{of}: {name} must be a number, but is {value!r}")
-    if not math.isfinite(value) or not right(value):
-        raise ArgumentError(f"{of}: {name} must be {limit}, but is {value!r}")

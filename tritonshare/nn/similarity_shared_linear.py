@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ..check import ArgumentError
 from ..functional import similarity_weight
-from .feature_maps import KINDS, FeatureMaps, gamma_of, one_of, positive_integer
+from .arguments import gamma_of, one_of, positive_integer
+from .feature_maps import KINDS, FeatureMaps
 
 
 class SimilaritySharedLinear(torch.nn.Module):
