@@ -139,7 +139,7 @@ def picture(document: Document) -> bytes:
         [size], [mean], [[mean - min(values)], [max(values) - mean]], fmt="k*", ms=11, capsize=3, label="dense"
     )
     for bits, rows in found.items():
-        axes.text(rows[0]["bytes"], 0.98, bits, transform=axes.get_xaxis_transform(), ha="center", va="top")
+        axes.text(rows[0]["bytes"], 0.98, str(bits), transform=axes.get_xaxis_transform(), ha="center", va="top")
     report.size_axes(axes)
     seeds = len(document["seeds"])
     axes.set_title(
