@@ -85,7 +85,7 @@ print(plan.facts(torch.device("cpu" if dry else "cuda")).arch)
 for op in REGISTRY.values():
     layers = [case for case in op.cases if "layer" in case.tags]
     if layers:
-        print(op.name, min(layers, key=lambda case: sum(prod(shape) for shape in case.tensors if shape)).name)
+        print(op.name, min(layers, key=lambda case: sum(prod(shape) for shape in case.shapes if shape)).name)
 PYTHON
 ) || { echo "gpu_day.sh: $(tail -n 1 "$scratch/error")" >&2; exit 2; }
 mapfile -t found <<<"$found"

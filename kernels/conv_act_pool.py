@@ -52,13 +52,14 @@ def load_inputs(x_ptr, row, h0, w0, row_ok, dh, dw, c, column_ok, geo: tl.conste
 
 
 @triton.jit
-def load_filters(w_ptr, book_ptr, down, across, k, ok, geo: tl.constexpr):
+def load_filters(w_ptr, book_ptr, down, across, k, down_ok, across_ok, geo: tl.constexpr):
     """A tile of weights at offsets down[:, None] + across[None, :]. Where w_ptr has indices into codebooks, these are
     elements of filters k, which is [:, None] or [None, :]."""
     if book_ptr is None:
-        w = tl.load(w_ptr + down[:, None] + across[None, :], mask=ok, other=0.0)
+        w = tl.load(w_ptr + down[:, None] + across[None, :], mask=down_ok[:, None] & across_ok[None, :], other=0.0)
     else:
         shared: tl.constexpr = geo.shared
+        ok = down_ok[:, None] & across_ok[None, :]
         w = gather_weights(w_ptr, book_ptr, k, down[:, None] + across[None, :], ok, shared)
     return w
 
@@ -85,8 +86,7 @@ def conv_outputs(
         s = rs % geo.w.taps
         column_ok = red + tl.arange(0, BLOCK_RED) < geo.RED
         column = r * geo.w_r + s * geo.w_s + c * geo.w_c
-        w_ok = column_ok[:, None] & k_ok[None, :]
-        w = load_filters(w_ptr, book_ptr, column, offs_k * geo.w_k, offs_k[None, :], w_ok, geo)
+        w = load_filters(w_ptr, book_ptr, column, offs_k * geo.w_k, offs_k[None, :], column_ok, k_ok, geo)
         sums = ()
         for t in tl.static_range(POSITIONS):
             position = first + t
@@ -138,8 +138,7 @@ def conv_outputs_by_box(
         ws = ()
         for tap in tl.static_range(taps):
             column = (tap // geo.w.taps) * geo.w_r + (tap % geo.w.taps) * geo.w_s + c * geo.w_c
-            w_ok = c_ok[:, None] & k_ok[None, :]
-            w = load_filters(w_ptr, book_ptr, column, offs_k * geo.w_k, offs_k[None, :], w_ok, geo)
+            w = load_filters(w_ptr, book_ptr, column, offs_k * geo.w_k, offs_k[None, :], c_ok, k_ok, geo)
             ws = ws + (w,)
         for box in tl.static_range(boxes):
             dh = tl.full([1], box // geo.w.reach, tl.int32)
@@ -402,8 +401,7 @@ def backward_input(
             dz = part if overlaps == 1 else dz + part
         down = group * geo.KG * geo.w_k + k * geo.w_k + r * geo.w_r + s * geo.w_s
         filters = (group * geo.KG + k)[:, None]
-        w_ok = column_ok[:, None] & c_ok[None, :]
-        w = load_filters(w_ptr, book_ptr, down, offs_c * geo.w_c, filters, w_ok, geo)
+        w = load_filters(w_ptr, book_ptr, down, offs_c * geo.w_c, filters, column_ok, c_ok, geo)
         acc = dot(dz, w, acc, DOT_TYPE, PRECISION)
 
     store_inputs(dx_ptr, acc, n, h_cell, w_cell, h_phase, w_phase, row_ok, offs_c, c_ok, group, geo)
@@ -493,8 +491,7 @@ def backward_input_by_cell(
         for tap in tl.static_range(taps):
             row_w = (group * geo.KG + k) * geo.w_k + (tap // geo.w.taps) * geo.w_r + (tap % geo.w.taps) * geo.w_s
             filters = (group * geo.KG + k)[:, None]
-            w_ok = k_ok[:, None] & c_ok[None, :]
-            w = load_filters(w_ptr, book_ptr, row_w, offs_c * geo.w_c, filters, w_ok, geo)
+            w = load_filters(w_ptr, book_ptr, row_w, offs_c * geo.w_c, filters, k_ok, c_ok, geo)
             ws = ws + (w,)
         for behind in tl.static_range(cells_met):
             u = h_cell - behind // geo.w.cells_met

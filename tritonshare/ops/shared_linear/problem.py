@@ -13,7 +13,7 @@ import torch
 from ... import launch, plan
 from ...kernels.geometry import Shared, ceil_div
 from ...op import Cost
-from ...plan import STAGES, WARPS, Device, Plan, around
+from ...plan import STAGES, WARPS, Device, Plan
 from ..conv_act_pool.plans import power_of_two
 
 SIZES = {
@@ -73,7 +73,7 @@ class Ladder:
     def _staged(self, pass_: str, **blocks: int) -> Plan:
         """As many stages, up to four, as leave room for two programs on a processor."""
         stages = min(4, self.device.shared // 2 // self._stage_bytes(pass_, blocks))
-        return Plan.of(num_stages=max(1, stages), **blocks)
+        return Plan.of("", num_stages=max(1, stages), **blocks)
 
     def fits(self, pass_: str, plan: Plan) -> bool:
         sizes = dict(plan.blocks)
@@ -90,7 +90,8 @@ class Ladder:
     def candidates(self, pass_: str) -> Iterator[Plan]:
         own = self.plans[pass_]
         near = ([(name, s) for s in (size, 2 * size, size // 2)] for name, size in own.blocks)
-        for candidate in dict.fromkeys((own, *(own.changed(dict(sizes)) for sizes in product(*near)), *around(own))):
+        options = (own.changed({"num_stages": s, "num_warps": w}) for s, w in product(STAGES, WARPS))
+        for candidate in dict.fromkeys((own, *(own.changed(dict(sizes)) for sizes in product(*near)), *options)):
             if self.fits(pass_, candidate):
                 yield candidate
 

@@ -20,8 +20,9 @@ def dense(options):
     def run(x, codes, codebook, bias):
         address = codes.data_ptr()
         if address not in weights:
+            (bits,) = options
             with torch.no_grad():
-                weights[address] = decode(codes, codebook, *options, x.shape[-1])
+                weights[address] = decode(codes, codebook, bits, x.shape[-1])
         return F.linear(x, weights[address], bias)
 
     return run
