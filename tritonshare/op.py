@@ -47,7 +47,7 @@ class Case:
         ones for the op's laws too, the first "smooth" one (else the first tiny one) for gradients of gradients;
         "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and "bench" cases are timed,
         "both_layouts" ones contiguous too, and "data" ones without a gradient of the first tensor, as the first layer
-        of a network has it.
+        of a network has it; all tensors of "batched" ones have the batch as axis 0.
     """
 
     name: str
@@ -250,7 +250,8 @@ class Op:
                 return replace(t, shape=(batch, *t.shape[1:]))
             return None if t is None else (batch, *t[1:])
 
-        tensors = tuple(resized(t) if i in self.batched else t for i, t in enumerate(case.tensors))
+        every = "batched" in case.tags
+        tensors = tuple(resized(t) if every or i in self.batched else t for i, t in enumerate(case.tensors))
         return replace(case, tensors=tensors)
 
     def check(self, *args: Any) -> None:

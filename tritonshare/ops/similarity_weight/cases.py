@@ -22,8 +22,8 @@ CASES = (
     case("dot", "edge laws", (5, 40), (21, 40), "dot"),
     case("sqeuclidean", "edge laws", (20, 5), (9, 5), "sqeuclidean"),
     case("rbf", "edge laws", (21, 9), (18, 9), "rbf"),
-    case("batched", "edge laws", (3, 5, 7), (3, 4, 7)),
-    case("batched_euclidean", "edge", (2, 20, 18), (2, 5, 18), "euclidean"),
+    case("batched", "edge laws batched", (3, 5, 7), (3, 4, 7)),
+    case("batched_euclidean", "edge batched", (2, 20, 18), (2, 5, 18), "euclidean"),
     case("one_row", "edge", (1, 3), (1, 3), "cosine"),
     case("one_column", "edge", (6, 1), (5, 1), "euclidean"),
     case("no_rows_of_y", "edge", (4, 3), (0, 3)),
@@ -37,8 +37,8 @@ CASES = (
     case("square_euclidean", "layer chips", (4096, 256), (4096, 256), "euclidean"),
     case("square_rbf", "layer", (4096, 256), (4096, 256), "rbf"),
     case("wide", "layer", (2048, 4096), (2048, 4096)),
-    case("small_batches", "layer", (4096, 32, 64), (4096, 32, 64)),
-    case("small_batches_euclidean", "layer", (4096, 32, 64), (4096, 32, 64), "euclidean"),
+    case("small_batches", "layer batched", (4096, 32, 64), (4096, 32, 64)),
+    case("small_batches_euclidean", "layer batched", (4096, 32, 64), (4096, 32, 64), "euclidean"),
     case("ragged_columns", "codegen", (4096, 100), (1000, 100), "cosine"),
 )
 

@@ -122,7 +122,8 @@ class SimilarityProblem:
         self.override = plan.override()
         self.facts = self.override.device or plan.facts(self.device)
         self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
-        self.signature = plan.signature(tensors, options, self.precision)
+        batched = (0,) if self._rows is None else (0, 1)
+        self.signature = plan.signature(tensors, options, self.precision, batched)
 
     # Plans and launchers.
 
@@ -252,9 +253,9 @@ class SimilarityProblem:
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         x, y = tensors
-        w, s, t = outs
+        w, s, t = (out if kept else None for out, kept in zip(outs, self.kept, strict=True))
         dx, dy = grads = self.allocate_gradients(tensors, needs)
-        read = (grad.contiguous(), w if self.distance else None)
+        read = (grad.contiguous(), w)
         if dx is not None:
             self._gradient("backward_x", dx, x.contiguous(), y.contiguous(), *read, s, t)
         if dy is not None:
