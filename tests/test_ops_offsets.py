@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tritonshare import launch, plan
-from tritonshare.functional import conv2d_act_pool
+from tritonshare.functional import conv2d_act_pool, similarity_weight
 
 pytestmark = pytest.mark.interpreter
 
@@ -77,3 +77,20 @@ def test_every_pass_reads_inputs_beyond_2_31_elements():
 
     for found, expected in zip(run(x, 2**14), run(picked, 1), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_similarities_read_and_write_beyond_2_31_elements():
+    rows, last = 2**27 + 8, 8
+    x = torch.empty(rows, 16, dtype=torch.float16).requires_grad_()
+    tail, y = torch.randn(last, 16).half(), torch.randn(16, 16).half()
+    x.data[-last:] = tail
+    with only_the_last_program():
+        w = similarity_weight(x, y)
+        grad = torch.empty_like(w)
+        grad[-last:] = tail
+        w.backward(grad)
+    small = tail.clone().requires_grad_()
+    expected = similarity_weight(small, y)
+    expected.backward(tail)
+    torch.testing.assert_close(w[-last:], expected, rtol=0, atol=0)
+    torch.testing.assert_close(x.grad[-last:], small.grad, rtol=0, atol=0)
