@@ -60,7 +60,7 @@ def test_compiles_for_any_batch(op):
     function = compiled(op, case, backend="aot_eager", dynamic=True)
     for batch in (2, 3, 5):
         tensors = [t if t is None else t.detach() for t in first_sample(op, leaves(case), batch)]
-        torch.testing.assert_close(function(*tensors), call(op, tensors, **case.options))
+        torch.testing.assert_close(first_of(function(*tensors)), call(op, tensors, **case.options))
 
 
 @pytest.mark.parametrize("op", ops())
@@ -73,7 +73,7 @@ def test_exports(op):
 
     tensors = tuple(gate.make_tensors(case, torch.float32))
     program = torch.export.export(Module(), tensors)
-    torch.testing.assert_close(program.module()(*tensors), call(op, tensors, **case.options))
+    torch.testing.assert_close(first_of(program.module()(*tensors)), call(op, tensors, **case.options))
 
 
 @pytest.mark.parametrize("op", ops())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
 from .ops.conv_act_pool import CONV2D_ACT_POOL
+from .ops.nearest import NEAREST
 from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from .ops.shared_linear import SHARED_LINEAR
@@ -14,8 +17,10 @@ from .ops.similarity_weight import SIMILARITY_WEIGHT
 from .ops.similarity_weight.fold import folded
 
 __all__ = [
+    "Nearest",
     "adaptive_update_",
     "conv2d_act_pool",
+    "nearest",
     "segment_sum",
     "shared_conv2d_act_pool",
     "shared_linear",
@@ -248,3 +253,43 @@ def similarity_weight(
     The backward keeps a number per row; of distances, also the output itself, as torch.cdist does.
     """
     return folded(SIMILARITY_WEIGHT, x, y, kind, gamma, eps)
+
+
+class Nearest(NamedTuple):
+    """What `nearest` returns."""
+
+    values: torch.Tensor
+    indices: torch.Tensor
+
+
+def nearest(
+    x: torch.Tensor,
+    features: torch.Tensor,
+    *,
+    kind: str = "euclidean",
+    k: int = 1,
+    gamma: float | None = None,
+    eps: float = 1e-8,
+) -> Nearest:
+    """The k most similar rows of features to each row of x, without a similarity of every pair in memory.
+
+    Args:
+        x: [..., M, K], K at least 1; dtypes and products as in similarity_weight.
+        features: [..., N, K], same dtype. Leading axes broadcast, as in matmul; features without them serve all.
+        kind, gamma, eps: of similarity_weight.
+        k: how many, from 1 to 64, and at most N.
+
+    Returns:
+        Nearest(values, indices), both [..., M, k], indices int64, best first: the smallest distances for "euclidean"
+        and "sqeuclidean", the largest similarities for the other kinds; of equal ones the first index. Distances, "rbf"
+        too, are compared by their squares in float32, and NaN is the farthest; of the other kinds NaN is the largest,
+        and so comes first, as in torch.topk. Gradients go through the values, to the chosen pairs alone.
+
+    Raises:
+        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
+        naming the argument and its axis, before anything is allocated.
+
+    A program serves a block of rows of x and walks over all features: few rows against very many features leave
+    processors idle.
+    """
+    return Nearest(*folded(NEAREST, x, features, kind, k, gamma, eps))

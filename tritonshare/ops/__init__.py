@@ -1,10 +1,19 @@
 """One module per op: its declaration. Importing this package registers them all."""
 
-from . import adaptive_update, conv_act_pool, segment_sum, shared_conv2d_act_pool, shared_linear, similarity_weight
+from . import (
+    adaptive_update,
+    conv_act_pool,
+    nearest,
+    segment_sum,
+    shared_conv2d_act_pool,
+    shared_linear,
+    similarity_weight,
+)
 
 __all__ = [
     "adaptive_update",
     "conv_act_pool",
+    "nearest",
     "segment_sum",
     "shared_conv2d_act_pool",
     "shared_linear",

@@ -1,0 +1,374 @@
+"""Of all rows of y the most similar to each row of x, and the gradient of their similarities.
+
+Axes: B pairs of matrices, M rows of x, N rows of y, K columns of both, COUNT chosen rows of y per row of x.
+
+Math     similarities w as in kernels/similarity.py; kinds that are distances are compared by q, the square, before w is
+         made of it. A number becomes an integer, which is the smaller the better: integers have NaN in their order, one
+         zero, and ties, which the first row of y wins
+         backward: of the chosen pairs alone. a = g h_j: dx_i = f p_i + 2 f'(s) <x_i, p_i> x_i with p_i = sum of a y_j;
+         distances: a = 2 g dw/dq, dx_i = sum of a (x_i - y_j). dy likewise, from the pairs sorted by j; there
+         <y_j, p_j> is (sum of g w) / h
+Tiles    forward: BLOCK_M rows of x walk over y, BLOCK_N rows at a time, with the best so far in registers: one number
+         and index per row; or [BLOCK_M, TOP] of both in 64 bits, in no order, into which a block's best enters for the
+         worst, as long as there is a row in which it beats that
+         backward_x: BLOCK_M rows, BLOCK_C columns at a time. backward_features: BLOCK_D columns of one piece of the
+         pairs of one row of y, as in kernels/segment.py, whose sum_pieces adds up pieces
+Traffic  forward: x once (again for each block of y where K is more than BLOCK_RED), y once per BLOCK_M rows of x, from
+         the cache; 12 COUNT M written. No M N. backward: g, indices, x and the chosen rows of y read, dx written; dy: a
+         sort of the indices, and x read COUNT times
+Work     2 B M N K forward; 2 or 3 B M COUNT K for each gradient
+Rounding as similarity.forward; gradients in fp32 but for what is loaded, one rounding on the way out
+Order    which pairs are chosen depends on no order: pairs are compared exactly. Gradients add pairs in turn. No atomics
+"""
+
+import triton
+import triton.language as tl
+
+from .segment import bounds, columns, sum_lanes
+from .similarity import any_of, finished, is_near, load_rows, products, rows_of, square_distances, squares
+from .tile import dot
+
+MISSING = tl.constexpr(0x7FFFFFFF)  # worse than any number's integer
+NAN = tl.constexpr(0x7FC00000)
+
+
+# A number -> an integer, the smaller the better, and back.
+
+
+@triton.jit
+def nearest_first(q):
+    """Of square distances, which are not negative: their bits. NaN is farther than infinity."""
+    return tl.minimum(q.to(tl.int32, bitcast=True) & 0x7FFFFFFF, NAN)
+
+
+@triton.jit
+def nearest_number(key):
+    return key.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def nan_nearest_first(q):
+    """The same with NaN before all others: what a maximum of exp(-q) is."""
+    key = nearest_first(q)
+    return tl.where(key == NAN, -1, key)
+
+
+@triton.jit
+def nan_nearest_number(key):
+    return tl.where(key < 0, NAN, key).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def largest_first(w):
+    """NaN is the largest."""
+    bits = tl.where(w == 0.0, 0.0, w).to(tl.int32, bitcast=True)
+    rising = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return -1 - tl.where(w != w, 0x7FFFFFFF, rising)
+
+
+@triton.jit
+def largest_number(key):
+    rising = -1 - key
+    return tl.where(rising < 0, rising ^ 0x7FFFFFFF, rising).to(tl.float32, bitcast=True)
+
+
+# Tiles.
+
+
+@triton.jit
+def held(x_ptr, x_rows, x_ok, SQUARES: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_RED: tl.constexpr):
+    """What a program keeps of its rows of x: their first BLOCK_RED columns and their squares [BLOCK_M]."""
+    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
+    s = tl.zeros([BLOCK_M], tl.float32)
+    if SQUARES:
+        s += squares(x)
+        for first in range(BLOCK_RED, K, BLOCK_RED):
+            s += squares(load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_RED))
+    return x, s
+
+
+@triton.jit
+def pairs(
+    x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
+    DISTANCE: tl.constexpr, NEAR: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """w [BLOCK_M, BLOCK_N], or q of distances; and the squares t [BLOCK_N] of y where they are needed."""
+    squares_y: tl.constexpr = DISTANCE or FACTOR_Y is not None
+    if K <= BLOCK_RED:
+        y = load_rows(y_ptr, y_rows, y_ok, 0, K, BLOCK_RED)
+        t = tl.zeros([BLOCK_N], tl.float32)
+        if squares_y:
+            t = squares(y)
+        w = dot(x, tl.trans(y), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), DOT_TYPE, PRECISION)
+    else:
+        w, _, t = products(
+            x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, False, squares_y, K, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE,
+            PRECISION,
+        )  # fmt: skip
+    if DISTANCE:
+        w = s[:, None] + t[None, :] - 2.0 * w
+        near = is_near(w, s, t, x_ok, y_ok, NEAR)
+        if any_of(near):
+            w = tl.where(near, square_distances(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N), w)
+    else:
+        if FACTOR_X is not None:
+            w = w * FACTOR_X(s, eps)[:, None]
+        if FACTOR_Y is not None:
+            w = w * FACTOR_Y(t, eps)[None, :]
+    return w, t
+
+
+@triton.jit
+def best_of(keys, offs_n):
+    """Of each row the best key, and where it is first."""
+    best = tl.min(keys, axis=1)
+    return best, tl.min(tl.where(keys == best[:, None], offs_n[None, :], MISSING), axis=1)
+
+
+@triton.jit
+def entered(top, keys, offs_n):
+    """`top` [rows, TOP], key and index in 64 bits, after a block's keys [rows, BLOCK_N]."""
+    worst = tl.max(top, axis=1)
+    limit = (worst >> 32).to(tl.int32)
+    best = tl.min(keys, axis=1)
+    while tl.max((best < limit).to(tl.int32), axis=0) > 0:
+        _, place = best_of(keys, offs_n)
+        new = (best.to(tl.int64) << 32) + place
+        top = tl.where((top == worst[:, None]) & (best < limit)[:, None], new[:, None], top)
+        keys = tl.where(offs_n[None, :] == place[:, None], MISSING, keys)
+        worst = tl.max(top, axis=1)
+        limit = (worst >> 32).to(tl.int32)
+        best = tl.min(keys, axis=1)
+    return top
+
+
+@triton.jit
+def number_of(key, gamma, NUMBER: tl.constexpr, VALUE: tl.constexpr):
+    w = NUMBER(key)
+    if VALUE is not None:
+        w = VALUE(w, gamma)
+    return w
+
+
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+def forward(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    w_ptr,  # [B, M, COUNT]
+    index_ptr,  # int64 [B, M, COUNT] or None
+    s_ptr,  # fp32 [B, M] or None: where squares of x are left
+    t_ptr,  # fp32 [B, N] or None: likewise of y
+    M,
+    N,
+    gamma,
+    eps,
+    COUNT: tl.constexpr,
+    TOP: tl.constexpr,  # COUNT, or the power of two above it
+    K: tl.constexpr,
+    FACTOR_X: tl.constexpr,
+    FACTOR_Y: tl.constexpr,
+    VALUE: tl.constexpr,
+    KEY: tl.constexpr,
+    NUMBER: tl.constexpr,
+    NEAR: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    distance: tl.constexpr = VALUE is not None
+    blocks_m = tl.cdiv(M, BLOCK_M)
+    matrix = tl.program_id(0) // blocks_m
+    m = tl.program_id(0) % blocks_m
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
+    x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
+    best = tl.full([BLOCK_M], MISSING, tl.int32)
+    index = tl.zeros([BLOCK_M], tl.int32)
+    if COUNT > 1:
+        first = (tl.full([BLOCK_M], MISSING, tl.int32).to(tl.int64) << 32)[:, None]
+        top = first + tl.arange(0, TOP)[None, :]
+
+    for n in range(0, tl.cdiv(N, BLOCK_N)):
+        y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+        w, t = pairs(
+            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
+            BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
+        )  # fmt: skip
+        if t_ptr is not None:
+            if m == 0:
+                tl.store(t_ptr + y_rows, t, mask=y_ok)
+        offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
+        keys = tl.where(y_ok[None, :], KEY(w), MISSING)
+        if COUNT == 1:
+            key, place = best_of(keys, offs_n)
+            index = tl.where(key < best, place, index)
+            best = tl.minimum(best, key)
+        else:
+            top = entered(top, keys, offs_n)
+
+    if s_ptr is not None:
+        tl.store(s_ptr + x_rows, s, mask=x_ok)
+    for c in range(0, COUNT):
+        if COUNT > 1:
+            packed = tl.min(top, axis=1)
+            top = tl.where(top == packed[:, None], 0x7FFFFFFFFFFFFFFF, top)
+            best = (packed >> 32).to(tl.int32)
+            index = packed.to(tl.int32)
+        w = number_of(best, gamma, NUMBER, VALUE)
+        tl.store(w_ptr + x_rows * COUNT + c, w.to(w_ptr.dtype.element_ty), mask=x_ok)
+        if index_ptr is not None:
+            tl.store(index_ptr + x_rows * COUNT + c, index.to(tl.int64), mask=x_ok)
+
+
+@triton.jit
+def chosen_sum(
+    x, y_ptr, g_ptr, w_ptr, index_ptr, t_ptr, x_rows, x_ok, first_y, first, gamma, eps, COUNT: tl.constexpr,
+    K: tl.constexpr, FACTOR_Y: tl.constexpr, SLOPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Columns first .. first + BLOCK_C of p [BLOCK_M, BLOCK_C], or of distances' gradient."""
+    p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for c in range(0, COUNT):
+        place = x_rows * COUNT + c
+        y_rows = first_y + tl.load(index_ptr + place, mask=x_ok, other=0)
+        a = tl.load(g_ptr + place, mask=x_ok, other=0.0).to(tl.float32)
+        y = load_rows(y_ptr, y_rows, x_ok, first, K, BLOCK_C).to(tl.float32)
+        if SLOPE is not None:
+            a = SLOPE(a, tl.load(w_ptr + place, mask=x_ok, other=1.0).to(tl.float32), gamma)
+            p += a[:, None] * (x.to(tl.float32) - y)
+        else:
+            if FACTOR_Y is not None:
+                a = a * FACTOR_Y(tl.load(t_ptr + y_rows, mask=x_ok, other=0.0), eps)
+            p += a[:, None] * y
+    return p
+
+
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+def backward_x(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    g_ptr,  # [B, M, COUNT]
+    w_ptr,  # [B, M, COUNT], of distances; else None
+    index_ptr,  # int64 [B, M, COUNT]
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
+    dx_ptr,  # [B, M, K]
+    M,
+    N,
+    gamma,
+    eps,
+    COUNT: tl.constexpr,
+    K: tl.constexpr,
+    FACTOR_X: tl.constexpr,
+    FACTOR_Y: tl.constexpr,
+    THROUGH: tl.constexpr,
+    SLOPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    blocks_m = tl.cdiv(M, BLOCK_M)
+    matrix = tl.program_id(0) // blocks_m
+    x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
+    first_y = tl.cast(matrix, tl.int64) * N
+    r = tl.zeros([BLOCK_M], tl.float32)
+    s = None
+    if s_ptr is not None:
+        s = tl.load(s_ptr + x_rows, mask=x_ok, other=0.0)
+    if THROUGH is not None and K > BLOCK_C:  # <x, p> before there is a first column
+        for first in range(0, K, BLOCK_C):
+            x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
+            p = chosen_sum(
+                x, y_ptr, g_ptr, w_ptr, index_ptr, t_ptr, x_rows, x_ok, first_y, first, gamma, eps, COUNT, K,
+                FACTOR_Y, SLOPE, BLOCK_M, BLOCK_C,
+            )  # fmt: skip
+            r += tl.sum(x.to(tl.float32) * p, axis=1)
+
+    for first in range(0, K, BLOCK_C):
+        x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
+        p = chosen_sum(
+            x, y_ptr, g_ptr, w_ptr, index_ptr, t_ptr, x_rows, x_ok, first_y, first, gamma, eps, COUNT, K, FACTOR_Y,
+            SLOPE, BLOCK_M, BLOCK_C,
+        )  # fmt: skip
+        if THROUGH is not None and K <= BLOCK_C:
+            r = tl.sum(x.to(tl.float32) * p, axis=1)
+        p = finished(p, x, s, eps, FACTOR_X, THROUGH, r)
+
+        offs_c = first + tl.arange(0, BLOCK_C)
+        mask = x_ok[:, None] & (offs_c < K)[None, :]
+        tl.store(dx_ptr + (x_rows[:, None] * K + offs_c[None, :]), p.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["count", "gamma", "eps"])
+def backward_features(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    g_ptr,  # [B, M, COUNT]
+    w_ptr,  # [B, M, COUNT], of distances and cosines; else None
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
+    order_ptr,  # int64 [pairs]: pairs in the order of their rows of y
+    sorted_ptr,  # int64 [pairs]: rows of y, numbered through all matrices, in that order
+    starts_ptr,  # int64 [B N + 1]
+    dy_ptr,  # [B, N, K]
+    partial_ptr,  # fp32 [2 * (pairs // LENGTH), K], or None where pairs <= LENGTH
+    count,  # B N
+    gamma,
+    eps,
+    COUNT: tl.constexpr,
+    K: tl.constexpr,
+    FACTOR_X: tl.constexpr,
+    FACTOR_Y: tl.constexpr,
+    THROUGH: tl.constexpr,
+    SLOPE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # programs and pieces are numbered as in segment.forward
+    number, offs_d, d_ok = columns(tl.program_id(0), K, BLOCK_D)
+    head = number < count
+    piece_k = tl.cast(tl.where(head, 0, number - count + 1), tl.int64)
+    segment = tl.where(head, tl.cast(number, tl.int64), tl.load(sorted_ptr + piece_k * LENGTH))
+    inside, start, end = bounds(starts_ptr, segment, count)
+    piece = tl.where(head, 0, piece_k - start // LENGTH)
+    place = start + piece * LENGTH
+    if inside & (head | ((piece > 0) & (place < end))):
+        rows = tl.cast(tl.minimum(end - place, LENGTH), tl.int32)
+        y = tl.load(y_ptr + segment * K + offs_d, mask=d_ok, other=0.0).to(tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        through = tl.zeros([BLOCK_M, 1], tl.float32)
+        for m in range(0, rows, BLOCK_M):
+            offs_m = m + tl.arange(0, BLOCK_M)
+            ok = offs_m < rows
+            pair = tl.load(order_ptr + place + offs_m, mask=ok, other=0)
+            x_rows = pair // COUNT
+            mask = ok[:, None] & d_ok[None, :]
+            x = tl.load(x_ptr + x_rows[:, None] * K + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
+            a = tl.load(g_ptr + pair, mask=ok, other=0.0).to(tl.float32)
+            if w_ptr is not None:
+                w = tl.load(w_ptr + pair, mask=ok, other=1.0).to(tl.float32)
+            if SLOPE is not None:
+                acc += tl.where(ok[:, None], SLOPE(a, w, gamma)[:, None] * (y[None, :] - x), 0.0)
+            else:
+                if THROUGH is not None:
+                    through += (a * w)[:, None]
+                if FACTOR_X is not None:
+                    a = a * FACTOR_X(tl.load(s_ptr + x_rows, mask=ok, other=0.0), eps)
+                acc += a[:, None] * x
+        dy = sum_lanes(acc, BLOCK_M, BLOCK_D)
+        if FACTOR_Y is not None:
+            t = tl.load(t_ptr + segment + tl.arange(0, 1))
+            h = FACTOR_Y(t, eps)
+            dy = dy * h
+            if THROUGH is not None:
+                r = tl.where(h == 0.0, 0.0, tl.div_rn(sum_lanes(through, BLOCK_M, 1), tl.where(h == 0.0, 1.0, h)))
+                dy += y * THROUGH(r, h, t, eps)
+
+        if partial_ptr is None:  # noqa: SIM114 - a branch of its own: it is decided when compiling
+            tl.store(dy_ptr + segment * K + offs_d, dy.to(dy_ptr.dtype.element_ty), mask=d_ok)
+        elif end - start <= LENGTH:
+            tl.store(dy_ptr + segment * K + offs_d, dy.to(dy_ptr.dtype.element_ty), mask=d_ok)
+        else:
+            slot = 2 * (start // LENGTH) + piece
+            tl.store(partial_ptr + slot * K + offs_d, dy, mask=d_ok)

@@ -1,0 +1,31 @@
+"""nearest: the most similar rows of features to each row of x. Device code: kernels/nearest.py."""
+
+from ...op import Op
+from ..similarity_weight.problem import precision
+from .cases import CASES, draw
+from .contract import CONTRACT
+from .laws import LAWS
+from .problem import NearestProblem
+from .reference import reference
+from .rivals import RIVALS
+
+
+def canonical(tensors, kind, k, gamma, eps):
+    return (kind, k, None if gamma is None else float(gamma), float(eps))
+
+
+NEAREST = Op(
+    name="nearest",
+    schema="(Tensor x, Tensor features, str kind, int k, float? gamma, float eps)",
+    outputs=4,  # values, indices, squares of the rows of x, and of features
+    returns=2,
+    contract=CONTRACT,
+    canonical=canonical,
+    problem=NearestProblem,
+    reference=reference,
+    cases=CASES,
+    precision=precision,
+    draw=draw,
+    laws=LAWS,
+    rivals=RIVALS,
+)

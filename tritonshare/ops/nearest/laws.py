@@ -1,0 +1,55 @@
+"""Identities of nearest, for property tests: see op.Law. Exact on integers."""
+
+from __future__ import annotations
+
+import torch
+
+from ..similarity_weight import SIMILARITY_WEIGHT
+from ..similarity_weight.reference import DISTANCES
+
+
+def _all(tensors, options):
+    """All similarities, on the same path."""
+    return SIMILARITY_WEIGHT(*tensors, options["kind"], options.get("gamma"), options.get("eps", 1e-8)).detach()
+
+
+def values_are_the_best_similarities(run, tensors, options):
+    values, *_ = run(tensors, **options)
+    w = _all(tensors, options)
+    smallest = options["kind"] in DISTANCES and options["kind"] != "rbf"
+    return [(values, w.sort(-1, descending=not smallest)[0][..., : options["k"]])]
+
+
+def ties_go_to_the_first(run, tensors, options):
+    """Twice the same features: none of the second half has a gradient unless the first ones are all chosen."""
+    x, y = tensors
+    if options["k"] > 1:
+        return None
+    values, dx, dy = run(tensors, **options)
+    again, dx2, dy2 = run((x, torch.cat([y, y], -2)), **options)
+    return [(values, again), (dx, dx2), (torch.cat([dy, torch.zeros_like(dy)], -2), dy2)]
+
+
+def fewer_are_the_first_of_more(run, tensors, options):
+    values, *_ = run(tensors, **options)
+    fewer, *_ = run(tensors, **{**options, "k": 1})
+    return [(values[..., :1], fewer)]
+
+
+def batches_are_independent(run, tensors, options):
+    if tensors[0].dim() == 2:
+        return None
+    found = run(tensors, grad=1, **options)
+    ones = [run([t[i] for t in tensors], grad=1, **options) for i in range(len(tensors[0]))]
+    return [(all_, torch.stack(each)) for all_, each in zip(found, zip(*ones, strict=True), strict=True)]
+
+
+LAWS = {
+    law.__name__: law
+    for law in (
+        values_are_the_best_similarities,
+        ties_go_to_the_first,
+        fewer_are_the_first_of_more,
+        batches_are_independent,
+    )
+}

@@ -1,0 +1,302 @@
+"""nearest on a device: allocation, plans and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ... import launch, plan
+from ...kernels.geometry import ceil_div
+from ...op import Cost
+from ...plan import STAGES, WARPS, Plan, around
+from ..similarity_weight.problem import power_of_two, precision
+from ..similarity_weight.reference import DISTANCES
+
+SIZES = {
+    "forward": ("BLOCK_M", "BLOCK_N", "BLOCK_RED"),
+    "backward_x": ("BLOCK_C", "BLOCK_M"),
+    "backward_features": ("BLOCK_D", "BLOCK_M", "LENGTH"),
+}
+BLOCKS = (16, 32, 64, 128, 256)
+LENGTHS = (256, 512, 1024)
+TILE = 64 * 128  # elements of a tile of pairs, which stands in registers beside its keys
+GRADIENTS = 16 * 256  # elements of a tile of gradients
+
+
+class Ladder:
+    """Block sizes: of the columns, how many are chosen and the element size, and never of the rows of x."""
+
+    def __init__(self, n: int, k: int, itemsize: int, count: int, squares: int, device: plan.Device) -> None:
+        self.n, self.k, self.itemsize, self.count, self.device = n, k, itemsize, count, device
+        self.squares = squares
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        wide = self.itemsize == 4
+        columns = power_of_two(self.k, 16, 128)
+        blocks = {
+            "BLOCK_M": 64,
+            "BLOCK_N": power_of_two(self.n, 16, 64 if self.squares == 2 or self.count > 1 else 128),
+            # all columns of x are held where they fit
+            "BLOCK_RED": power_of_two(self.k, 16, 32 if wide else 128),
+        }
+        stages = min(3, self.device.shared // 2 // self._stage_bytes(blocks))
+        return {
+            "forward": Plan.of(num_stages=max(1, stages), **blocks),
+            "backward_x": Plan.of(BLOCK_M=2048 // columns, BLOCK_C=columns),
+            "backward_features": Plan.of(BLOCK_M=16, BLOCK_D=columns, LENGTH=256),
+        }
+
+    def _stage_bytes(self, sizes: Mapping[str, int]) -> int:
+        """What the operands of one round of the forward take of the shared memory."""
+        return (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"] * self.itemsize
+
+    def fits(self, pass_: str, plan: Plan) -> bool:
+        sizes = dict(plan.blocks)
+        if plan.variant or SIZES.get(pass_) != tuple(sizes):
+            return False
+        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
+            return False
+        length = sizes.pop("LENGTH", 256)
+        if length not in LENGTHS or any(size not in BLOCKS for size in sizes.values()):
+            return False
+        if pass_ != "forward":
+            columns = sizes.get("BLOCK_C", sizes.get("BLOCK_D"))
+            few = pass_ == "backward_x" or sizes["BLOCK_M"] <= 64  # what the kernel halves at most six times
+            return few and sizes["BLOCK_M"] * columns <= GRADIENTS * plan.num_warps // 4
+        if sizes["BLOCK_M"] * sizes["BLOCK_N"] > TILE * plan.num_warps // 4:
+            return False
+        return plan.num_stages * self._stage_bytes(sizes) <= self.device.shared
+
+    def candidates(self, pass_: str) -> Iterator[Plan]:
+        own = self.plans[pass_]
+        near = [own]
+        for name, _ in own.blocks:
+            near += [p.changed({name: size}) for p in tuple(near) for size in (p[name] * 2, p[name] // 2)]
+        for candidate in dict.fromkeys((*near, *around(own))):
+            if self.fits(pass_, candidate):
+                yield candidate
+
+    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
+        """Of a row's sums: over columns, in blocks, and over the pairs of a row of features."""
+        columns = plans["backward_x"]["BLOCK_C"]
+        features = plans["backward_features"]
+        return plans["forward"]["BLOCK_RED"], columns, features["BLOCK_M"], features["LENGTH"]
+
+
+class PairsProblem:
+    """Chosen pairs, with everything fixed but axis 0 of x: what `nearest` and a maximum of similarities share."""
+
+    op = ""
+    passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_features": (1,)}
+
+    def __init__(self, tensors, options, kind: str, count: int, gamma: float | None, eps: float) -> None:
+        from ...kernels.similarity import KINDS
+
+        x, y = tensors[:2]
+        self.kind, self.count, self.gamma, self.eps = kind, count, gamma or 0.0, eps
+        self.device, self.dtype = x.device, x.dtype
+        self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
+        self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
+        self.functions = KINDS[kind]
+        self.distance = kind in DISTANCES
+        self.saves = (self.functions.factor_x is not None, self.functions.factor_y is not None)
+        # values are read again for slopes of distances, and in the gradient through a norm of features
+        self.reads_values = self.distance or self.functions.through_y is not None
+        self.override = plan.override()
+        self.facts = self.override.device or plan.facts(self.device)
+        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+        self.signature = plan.signature(tensors, options, self.precision)
+
+    def keys(self) -> tuple[Any, Any]:
+        """How numbers become integers, and back: jit functions."""
+        code = self._code
+        if self.distance:
+            return code.nearest_first, code.nearest_number
+        return code.largest_first, code.largest_number
+
+    # Plans and launchers.
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        squares = 2 if self.distance else sum(self.saves)
+        return Ladder(self.n, self.k, self.dtype.itemsize, self.count, squares, self.facts)
+
+    @cached_property
+    def chosen(self) -> dict[str, plan.Chosen]:
+        return plan.choose(self)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
+
+    @cached_property
+    def _code(self) -> ModuleType:
+        from ...kernels import nearest
+
+        return nearest
+
+    @cached_property
+    def _numbers(self) -> dict[str, Any]:
+        """How operands are multiplied: as in similarity_weight."""
+        import triton.language as tl
+
+        own = launch.dot_type(self.dtype)
+        exact = "ieee" if self.facts.is_hip else "tf32x3"
+        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
+        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
+
+    @cached_property
+    def _near(self) -> float:
+        """As in similarity_weight."""
+        return 0.25 if self.dtype == torch.float32 else 2.0**-6
+
+    def _launcher(self, kernel: str, plan: Plan, **constants: Any) -> launch.Launcher:
+        of = self.functions
+        factors = {"COUNT": self.count, "K": self.k, "FACTOR_X": of.factor_x, "FACTOR_Y": of.factor_y}
+        return launch.Launcher(getattr(self._code, kernel), {**factors, **constants}, plan, self.device)
+
+    @cached_property
+    def _forward(self) -> launch.Launcher:
+        key, number = self.keys()
+        return self._launcher(
+            "forward", self.plans["forward"], TOP=power_of_two(self.count, 1, 64), VALUE=self.functions.value,
+            KEY=key, NUMBER=number, NEAR=self._near, **self._numbers,
+        )  # fmt: skip
+
+    @cached_property
+    def _backward_x(self) -> launch.Launcher:
+        of = self.functions
+        return self._launcher("backward_x", self.plans["backward_x"], THROUGH=of.through_x, SLOPE=of.slope)
+
+    @cached_property
+    def _backward_features(self) -> launch.Launcher:
+        of, sizes = self.functions, self.plans["backward_features"]
+        return self._launcher("backward_features", sizes, THROUGH=of.through_y, SLOPE=of.slope)
+
+    @cached_property
+    def _sum_pieces(self) -> launch.Launcher:
+        from ...kernels import segment
+
+        return launch.Launcher(segment.sum_pieces, {"D": self.k}, self.plans["backward_features"], self.device)
+
+    # The way of the tensors.
+
+    def allocate_squares(self, x, y, save: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        s, t = (
+            torch.empty(of.shape[:-1], dtype=torch.float32, device=self.device) if save and saved else None
+            for of, saved in zip((x, y), self.saves, strict=True)
+        )
+        return s, t
+
+    def _choose(self, x, y, values, indices, s, t) -> None:
+        matrices, m = x.shape[:-2].numel(), x.shape[-2]
+        if values.numel() == 0:
+            if t is not None:
+                torch.sum(y.float().square(), -1, out=t)
+            return
+        grid = matrices * ceil_div(m, self.plans["forward"]["BLOCK_M"])
+        self._forward(grid, x.contiguous(), y.contiguous(), values, indices, s, t, m, self.n, self.gamma, self.eps)
+
+    def _gradients(self, grad, x, y, values, indices, s, t, needs) -> list[torch.Tensor | None]:
+        dx, dy = (
+            torch.empty(of.shape, dtype=self.dtype, device=self.device) if needed else None
+            for of, needed in zip((x, y), needs, strict=True)
+        )
+        x, y, grad = x.contiguous(), y.contiguous(), grad.contiguous()
+        matrices, m = x.shape[:-2].numel(), x.shape[-2]
+        read = values if self.reads_values else None
+        if dx is not None and dx.numel():
+            grid = matrices * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
+            slopes = read if self.distance else None
+            self._backward_x(grid, x, y, grad, slopes, indices, s, t, dx, m, self.n, self.gamma, self.eps)
+        if dy is not None and grad.numel() == 0:
+            dy.zero_()
+        elif dy is not None:
+            self._gradient_of_features(grad, x, y, read, indices, s, t, dy)
+        return [dx, dy]
+
+    def _gradient_of_features(self, grad, x, y, values, indices, s, t, dy) -> None:
+        matrices = x.shape[:-2].numel()
+        count, pairs = matrices * self.n, grad.numel()
+        rows = indices.reshape(matrices, -1)
+        if matrices > 1:
+            rows = rows + torch.arange(0, count, self.n, device=rows.device).unsqueeze(1)
+        ids, order = torch.sort(rows.reshape(-1), stable=True)
+        starts = torch.searchsorted(ids, torch.arange(count + 1, device=ids.device))
+        sizes = self.plans["backward_features"]
+        length, blocks = sizes["LENGTH"], ceil_div(self.k, sizes["BLOCK_D"])
+        later = (pairs - 1) // length  # places at which pieces behind a row's first can be
+        partial = None
+        if later:
+            partial = torch.empty((2 * (pairs // length), self.k), dtype=torch.float32, device=self.device)
+        self._backward_features(
+            (count + later) * blocks, x, y, grad, values, s, t, order, ids, starts, dy, partial, count, self.gamma,
+            self.eps,
+        )  # fmt: skip
+        if later:
+            self._sum_pieces((later + 1) * blocks, partial, ids, starts, dy, count)
+
+    def _matrices(self, batch: int) -> tuple[int, int]:
+        """How many matrices there are with a batch, and rows of x in each."""
+        return (batch, self._rows) if self._rows is not None else (1, batch)
+
+    def saved_bytes(self, batch: int) -> int:
+        matrices, rows = self._matrices(batch)
+        return matrices * (8 * rows * self.count + 4 * (self.saves[0] * rows + self.saves[1] * self.n))
+
+    def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
+        """No M N. Of the gradient to features, sorting the indices is not counted."""
+        matrices, m = self._matrices(batch)
+        size, k = self.dtype.itemsize, self.k
+        pairs = matrices * m * self.count
+        x, y = matrices * m * k * size, matrices * self.n * k * size
+        saved = self.saved_bytes(batch) if any(needs) else 8 * pairs
+        costs = {"forward": Cost(x + y + pairs * size + saved, 2 * matrices * m * self.n * k)}
+        read = pairs * (size * (1 + self.reads_values) + 8)
+        # no more rows of features than there are, or than are chosen
+        touched = min(y, pairs * k * size)
+        if needs[0]:
+            costs["backward_x"] = Cost(2 * x + touched + read, 2 * pairs * k)
+        if needs[1]:
+            costs["backward_features"] = Cost(x + touched + y + read, 2 * pairs * k)
+        return costs
+
+
+class NearestProblem(PairsProblem):
+    """nearest with everything fixed but axis 0 of x."""
+
+    op = "nearest"
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        kind, count, gamma, eps = options
+        super().__init__(tensors, options, kind, count, gamma, eps)
+        self.kept = (self.reads_values, True, *self.saves)
+
+    def allocate(self, x, features, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+        shape = (*x.shape[:-1], self.count)
+        values = torch.empty(shape, dtype=self.dtype, device=self.device)
+        indices = torch.empty(shape, dtype=torch.int64, device=self.device)
+        return values, indices, *self.allocate_squares(x, features, save)
+
+    def forward(self, x, features, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+        outs = self.allocate(x, features, save=save)
+        self._choose(x, features, *outs)
+        return outs
+
+    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
+        return [
+            torch.empty(t.shape, dtype=self.dtype, device=self.device) if needed else None
+            for t, needed in zip(tensors, needs, strict=True)
+        ]
+
+    def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
+        return self._gradients(grad, *tensors, *outs, needs)
+
+    def scratch(self, batch: int) -> int:
+        """The indices are public, too."""
+        return int(batch > 0)

@@ -1,0 +1,68 @@
+"""nearest in plain torch, twice differentiable; no more than CHUNK similarities are held at once."""
+
+from __future__ import annotations
+
+import torch
+
+from ..similarity_weight.reference import DISTANCES, square_distances
+from ..similarity_weight.reference import reference as similarity_weight
+
+CHUNK = 2**24
+
+
+def reference(x, features, kind, k, gamma, eps):
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    a, b = x.to(wide), features.to(wide)
+    indices = chosen(a.detach(), b.detach(), kind, k, gamma, eps, smallest=kind in DISTANCES)
+    return of_pairs(a, taken(b, indices), kind, gamma, eps).to(x.dtype), indices
+
+
+def chosen(x, y, kind, k, gamma, eps, smallest):
+    """Indices [..., M, k]; the rows of x in turn. Distances are compared by their squares."""
+
+    def of(rows):
+        if kind in DISTANCES:
+            return first_of_best(square_distances(rows, y), k, smallest)
+        return first_of_best(similarity_weight(rows, y, kind, gamma, eps), k, smallest)
+
+    pairs = x.shape[:-1].numel() * y.shape[-2]
+    if pairs <= CHUNK:
+        return of(x)
+    rows = max(1, CHUNK // (x.shape[:-2].numel() * y.shape[-2]))
+    return torch.cat([of(part) for part in x.split(rows, -2)], -2)
+
+
+def first_of_best(w, k, smallest):
+    """The order of torch.topk, NaN being the largest, with ties to the first index, which topk does not promise."""
+    if k > 1:
+        return torch.sort(w, stable=True, dim=-1, descending=not smallest)[1][..., :k]
+    if smallest:
+        best = torch.where(w.isnan(), torch.inf, w)
+        w = (w == best.amin(-1, keepdim=True)).to(torch.uint8)
+    return w.argmax(-1, keepdim=True)
+
+
+def taken(y, indices):
+    """The rows [..., M, k, K] of y at indices [..., M, k]."""
+    rows = indices.flatten(-2).unsqueeze(-1)
+    return y.gather(-2, rows.expand(*rows.shape[:-1], y.shape[-1])).unflatten(-2, indices.shape[-2:])
+
+
+def of_pairs(x, y, kind, gamma, eps):
+    """Similarities [..., M, k] of x [..., M, K] and, for each of its rows, rows of y [..., M, k, K] of its own."""
+    x = x.unsqueeze(-2)
+    if kind in DISTANCES:
+        q = (x - y).square().sum(-1)
+        if kind == "euclidean":
+            return torch.where(q == 0, 0, torch.where(q == 0, 1, q).sqrt())
+        return torch.exp(-gamma * q) if kind == "rbf" else q
+    d = (x * y).sum(-1)
+    if kind == "dot":
+        return d
+    s = x.square().sum(-1)
+    if kind == "projection":
+        return torch.where(s == 0, 0, d / torch.where(s == 0, 1, s))
+    t = y.square().sum(-1)
+    zero = (s == 0) | (t == 0)
+    norms = [torch.where(n == 0, 1, n).sqrt().clamp_min(eps) for n in (s, t)]
+    return torch.where(zero, 0, d / norms[0] / norms[1])

@@ -1,0 +1,73 @@
+"""What else finds the nearest, as people write it: benchmarks set them beside nearest."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from ...op import Rival, Unavailable
+from ..similarity_weight.reference import DISTANCES
+from ..similarity_weight.rivals import eager as similarities
+
+
+def all_pairs(options):
+    """All similarities in memory, then the best of them."""
+    kind, k, gamma, eps = options
+    of = similarities((kind, gamma, eps))
+    smallest = kind in DISTANCES and kind != "rbf"
+
+    def run(x, y):
+        w = of(x, y)
+        if k == 1:
+            best = w.min(-1, keepdim=True) if smallest else w.max(-1, keepdim=True)
+            return best.values
+        return w.topk(k, -1, largest=not smallest).values
+
+    return run
+
+
+def compiled_all_pairs(options):
+    return torch.compile(all_pairs(options), fullgraph=True, dynamic=False)
+
+
+def cdist(options):
+    kind, k, *_ = options
+    if kind != "euclidean":
+        raise Unavailable(f"it has no {kind}")
+
+    def run(x, y):
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise Unavailable("torch.cdist takes no half precision")
+        d = torch.cdist(x, y)
+        return d.min(-1, keepdim=True).values if k == 1 else d.topk(k, -1, largest=False).values
+
+    return run
+
+
+def keops(options):
+    """KeOps keeps no matrix either."""
+    try:
+        LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
+    except Exception as error:
+        raise Unavailable(f"pykeops cannot be imported ({type(error).__name__}: {error})") from error
+    kind, k, gamma, _ = options
+    if kind not in ("dot", *DISTANCES):
+        raise Unavailable(f"it has no {kind}")
+
+    def run(x, y):
+        a, b = LazyTensor(x.unsqueeze(-2)), LazyTensor(y.unsqueeze(-3))
+        if kind == "dot":
+            return -(-(a * b).sum(-1)).Kmin(k, dim=x.dim() - 1)
+        q = ((a - b) ** 2).sum(-1).Kmin(k, dim=x.dim() - 1)
+        return q if kind == "sqeuclidean" else q.sqrt() if kind == "euclidean" else torch.exp(-gamma * q)
+
+    return run
+
+
+RIVALS = {
+    "eager": Rival(all_pairs),
+    "compile": Rival(compiled_all_pairs, patience=1),
+    "torch.cdist": Rival(cdist),
+    "KeOps": Rival(keops, trains=False),
+}
