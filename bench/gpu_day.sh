@@ -68,13 +68,13 @@ python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
 python=$("$python" -c 'import sys; print(sys.executable)') || exit 2
 
-# The arch, then each op with its smallest layer.
+# The arch, then each op with the layer that takes the fewest operations.
 found=$("$python" - "$dry" 2>"$scratch/error" <<'PYTHON'
 import sys
-from math import prod
 
 import torch
 
+from bench.launches import work
 from tritonshare import plan
 from tritonshare.op import REGISTRY
 
@@ -85,7 +85,7 @@ print(plan.facts(torch.device("cpu" if dry else "cuda")).arch)
 for op in REGISTRY.values():
     layers = [case for case in op.cases if "layer" in case.tags]
     if layers:
-        print(op.name, min(layers, key=lambda case: sum(prod(shape) for shape in case.shapes if shape)).name)
+        print(op.name, min(layers, key=lambda case: work(op, case)).name)
 PYTHON
 ) || { echo "gpu_day.sh: $(tail -n 1 "$scratch/error")" >&2; exit 2; }
 mapfile -t found <<<"$found"

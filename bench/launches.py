@@ -123,6 +123,13 @@ def needs(case: Case) -> list[bool]:
     return [d and not (i == 0 and "data" in case.tags) for i, d in enumerate(differentiable(case.empty()))]
 
 
+def work(op: Op, case: Case) -> int:
+    """Floating-point operations of a case's call and its gradients, at the least."""
+    tensors = case.empty(torch.bfloat16)
+    problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
+    return sum(cost.flops for cost in problem.cost(case.shapes[0][0], needs(case)).values())
+
+
 def record_call(op: Op, case: Case, dtype: torch.dtype, arch: str, *, channels_last: bool = True) -> RecordedCall:
     """The launches of a case's call and of its gradients on a GPU of this arch."""
     tensors = case_tensors(case, dtype, device="meta", channels_last=channels_last)

@@ -80,8 +80,8 @@ def make_tensors(
 
     Families: "random" is normal; "integers" are small enough that every sum is exact in any order; "ties" are so few
     values that maxima tie and activations sit on their kinks; "near" are close to 1, so that their differences are
-    small, and the first row of every matrix is the first tensor's; "nonfinite" has NaN and infinities in the first tensor;
-    "extreme" spreads the first tensor's magnitudes over many powers of two.
+    small, and the first row of every matrix is the first tensor's; "nonfinite" has NaN and infinities in the first
+    tensor; "extreme" spreads the first tensor's magnitudes over many powers of two.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: list[torch.Tensor | None] = []

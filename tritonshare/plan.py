@@ -9,11 +9,11 @@ its plan fits the problem and takes sums in the order of the ladder's.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -101,6 +101,11 @@ class Plan:
     def __str__(self) -> str:
         sizes = " ".join(f"{k}={v}" for k, v in self.blocks)
         return f"{self.variant} {sizes} num_warps={self.num_warps} num_stages={self.num_stages}".lstrip()
+
+
+def power_of_two(n: int, low: int, high: int) -> int:
+    """The smallest power of two that holds n, within low .. high."""
+    return min(max(1 << max(0, n - 1).bit_length(), low), high)
 
 
 STAGES = (1, 2, 3, 4, 5)
@@ -293,6 +298,35 @@ def override_key() -> Override | None:
     """The override as a part of a key; None, which hashes at once, where there is none."""
     value = _override.get()
     return None if value is NO_OVERRIDE else value
+
+
+class Planned:
+    """What problems have in common: the first tensor's device and dtype, how products are computed, and plans, chosen
+    when they are needed. Facts and overrides are read at once: they are part of a problem's key."""
+
+    ladder: Ladder
+
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor | None],
+        options: tuple[Any, ...],
+        products: Callable[[], str],
+        batched: Sequence[int] = (0,),
+    ) -> None:
+        x = tensors[0]
+        self.device, self.dtype = x.device, x.dtype
+        self.override = override()
+        self.facts = self.override.device or facts(self.device)
+        self.precision = products() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+        self.signature = signature(tensors, options, self.precision, batched)
+
+    @cached_property
+    def chosen(self) -> dict[str, Chosen]:
+        return choose(self)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
 
 
 @contextmanager

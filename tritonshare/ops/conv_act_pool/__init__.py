@@ -1,11 +1,12 @@
 """conv2d_act_pool: convolution, bias, activation and pooling in one kernel. Device code: kernels/conv_act_pool.py."""
 
+from ... import products
 from ...op import Op
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
 from .options import canonical
-from .problem import ConvProblem, precision
+from .problem import ConvProblem
 from .reference import reference
 from .rivals import RIVALS
 
@@ -20,7 +21,7 @@ CONV2D_ACT_POOL = Op(
     problem=ConvProblem,
     reference=reference,
     cases=CASES,
-    precision=precision,
+    precision=products.convolution,
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,

@@ -8,7 +8,7 @@ from itertools import chain, product
 from typing import Any
 
 from ...kernels.geometry import ConvActPool
-from ...plan import STAGES, WARPS, Device, Plan, around
+from ...plan import STAGES, WARPS, Device, Plan, around, power_of_two
 
 # Variants: kernels that load each input (or gradient) once for all the products it is part of.
 BY_CELL = "backward_input_by_cell"
@@ -25,11 +25,6 @@ SIZES = {
 }
 BLOCKS = (16, 32, 64, 128, 256)  # the matrix units' smallest, and what registers can hold at all
 TILE = 64 * 64  # of fp32, a quarter of what four warps have: 32 registers a thread
-
-
-def power_of_two(n: int, low: int, high: int) -> int:
-    """The smallest power of two that holds n, within low .. high."""
-    return min(max(1 << (n - 1).bit_length(), low), high)
 
 
 def reduction_block(inner: int, outer: int, high: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 
-from ... import launch, plan
+from ... import launch, plan, products
 from ...kernels.geometry import ConvActPool, ceil_div
 from ...op import Cost, gradients_by_reference
 from ...plan import Plan
@@ -19,7 +19,7 @@ from .plans import BY_BOX, BY_CELL, Ladder
 from .reference import reference
 
 
-class ConvProblem:
+class ConvProblem(plan.Planned):
     """conv2d_act_pool with everything fixed but the batch."""
 
     op = "conv2d_act_pool"
@@ -27,9 +27,9 @@ class ConvProblem:
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
         from ...kernels.activation import ACTIVATIONS as DEVICE_ACTIVATIONS
 
+        super().__init__(tensors, options, products.convolution)
         x, w, _ = tensors
         self.options = options
-        self.device, self.dtype = x.device, x.dtype
         _, _, _, groups, activation, pool, *_, count_include_pad = options
         h, width = axes(tensors, options)
         self.activation = DEVICE_ACTIVATIONS[activation]
@@ -50,11 +50,6 @@ class ConvProblem:
         # a mean over a smooth activation would need its derivative at every unpooled element
         self.recomputes = self.geo.pool == "avg" and self.geo.derivative_of in ("output", "input")
         self.kept = (self.geo.aux == "output", self.geo.has_code, self.geo.aux == "input")
-        # read here and not when a plan or a launcher needs them: they are part of the problem's key
-        self.override = plan.override()
-        self.facts = self.override.device or plan.facts(self.device)
-        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
-        self.signature = plan.signature(tensors, options, self.precision)
 
     # Plans and launchers.
 
@@ -62,14 +57,6 @@ class ConvProblem:
     def ladder(self) -> Ladder:
         ieee = self.dtype == torch.float32 and self.precision == "ieee"
         return Ladder(self.geo, self.dtype.itemsize, ieee, self.facts)
-
-    @cached_property
-    def chosen(self) -> dict[str, plan.Chosen]:
-        return plan.choose(self)
-
-    @cached_property
-    def plans(self) -> dict[str, Plan]:
-        return {name: chosen.plan for name, chosen in self.chosen.items()}
 
     @cached_property
     def passes(self) -> dict[str, tuple[int, ...]]:
@@ -268,8 +255,3 @@ class ConvProblem:
 
 def memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def precision() -> str:
-    """How convolutions multiply fp32, by torch's own switch (torch.backends.cudnn.conv.fp32_precision / allow_tf32)."""
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"

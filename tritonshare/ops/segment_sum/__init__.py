@@ -1,10 +1,11 @@
 """segment_sum: sums of rows by segment, without atomics. Device code: kernels/segment.py."""
 
+from ... import products
 from ...op import Op
 from .cases import CASES, draw
 from .contract import CONTRACT, check_ids
 from .laws import LAWS
-from .problem import SegmentProblem, precision
+from .problem import SegmentProblem
 from .reference import reference
 from .rivals import RIVALS
 
@@ -19,7 +20,7 @@ SEGMENT_SUM = Op(
     problem=SegmentProblem,
     reference=reference,
     cases=CASES,
-    precision=precision,
+    precision=products.none,
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,

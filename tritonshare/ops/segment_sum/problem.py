@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan
+from ... import launch, plan, products
 from ...kernels.geometry import ceil_div
 from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around
@@ -54,7 +54,7 @@ class Ladder:
         return plans["forward"]["BLOCK_M"], plans["forward"]["LENGTH"]
 
 
-class SegmentProblem:
+class SegmentProblem(plan.Planned):
     """segment_sum with everything fixed but the rows."""
 
     op = "segment_sum"
@@ -62,25 +62,13 @@ class SegmentProblem:
     kept = (False,)
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        x = tensors[0]
+        super().__init__(tensors, options, products.none, batched=(0, 1))
         (self.count,) = options
-        self.columns = int(x.shape[1])
-        self.device, self.dtype = x.device, x.dtype
-        self.override = plan.override()
-        self.facts = self.override.device or plan.facts(self.device)
-        self.signature = plan.signature(tensors, options, "ieee", batched=(0, 1))
+        self.columns = int(tensors[0].shape[1])
 
     @cached_property
     def ladder(self) -> Ladder:
         return Ladder(self.columns)
-
-    @cached_property
-    def chosen(self) -> dict[str, plan.Chosen]:
-        return plan.choose(self)
-
-    @cached_property
-    def plans(self) -> dict[str, Plan]:
-        return {name: chosen.plan for name, chosen in self.chosen.items()}
 
     @cached_property
     def _code(self) -> ModuleType:
@@ -150,8 +138,3 @@ class SegmentProblem:
         if needs[0]:
             costs["backward_input"] = Cost(bytes_, 0)
         return costs
-
-
-def precision() -> str:
-    """fp32 is added, never multiplied."""
-    return "ieee"

@@ -1,8 +1,8 @@
 """shared_conv2d_act_pool: conv2d_act_pool from packed indices and codebooks. Device code: kernels/conv_act_pool.py,
 which decodes filters as it loads them, and kernels/codebook.py."""
 
+from ... import products
 from ...op import Op
-from ..conv_act_pool.problem import precision
 from .cases import CASES, LAWS, draw
 from .contract import CONTRACT
 from .options import canonical, reference
@@ -20,7 +20,7 @@ SHARED_CONV2D_ACT_POOL = Op(
     problem=SharedConvProblem,
     reference=reference,
     cases=CASES,
-    precision=precision,
+    precision=products.convolution,
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,

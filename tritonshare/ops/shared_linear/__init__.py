@@ -1,9 +1,10 @@
 """shared_linear: a linear layer that runs from packed indices and codebooks. Device code: kernels/codebook.py."""
 
+from ... import products
 from ...op import Op
 from .cases import CASES, LAWS, draw
 from .contract import CONTRACT
-from .problem import LinearProblem, precision
+from .problem import LinearProblem
 from .reference import RIVALS, reference
 
 SHARED_LINEAR = Op(
@@ -15,7 +16,7 @@ SHARED_LINEAR = Op(
     problem=LinearProblem,
     reference=reference,
     cases=CASES,
-    precision=precision,
+    precision=products.matmul,
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,

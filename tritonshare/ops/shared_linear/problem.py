@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan
+from ... import launch, plan, products
 from ...kernels.geometry import Shared, ceil_div
 from ...op import Cost
-from ...plan import STAGES, WARPS, Device, Plan
-from ..conv_act_pool.plans import power_of_two
+from ...plan import STAGES, WARPS, Device, Plan, power_of_two
 
 SIZES = {
     "forward": ("BLOCK_K", "BLOCK_M", "BLOCK_MANY", "BLOCK_RED"),
@@ -100,35 +99,22 @@ class Ladder:
         return forward["BLOCK_RED"], dx["BLOCK_RED"], dbook.blocks, db["BLOCK_M"]
 
 
-class LinearProblem:
+class LinearProblem(plan.Planned):
     """shared_linear with everything fixed but the batch."""
 
     op = "shared_linear"
     kept = (False,)
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        super().__init__(tensors, options, products.matmul)
         x, codes, book, _ = tensors
         self.shared = Shared(int(codes.shape[0]), int(x.shape[1]), *options, int(book.shape[0]))
-        self.device, self.dtype = x.device, x.dtype
         self.passes = {"forward": (), "backward_input": (0,), "backward_codebook": (2,), "backward_bias": (3,)}
-        # read here and not when a plan or a launcher needs them: they are part of the problem's key
-        self.override = plan.override()
-        self.facts = self.override.device or plan.facts(self.device)
-        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
-        self.signature = plan.signature(tensors, options, self.precision)
 
     @cached_property
     def ladder(self) -> Ladder:
         ieee = self.dtype == torch.float32 and self.precision == "ieee"
         return Ladder(self.shared, self.dtype.itemsize, ieee, self.facts)
-
-    @cached_property
-    def chosen(self) -> dict[str, plan.Chosen]:
-        return plan.choose(self)
-
-    @cached_property
-    def plans(self) -> dict[str, Plan]:
-        return {name: chosen.plan for name, chosen in self.chosen.items()}
 
     @cached_property
     def splits(self) -> tuple[int, int]:
@@ -268,8 +254,3 @@ class LinearProblem:
         }
         wanted = {name for name, of in self.passes.items() if not of or any(needs[i] for i in of)}
         return {name: cost for name, cost in costs.items() if name in wanted}
-
-
-def precision() -> str:
-    """How matrix products multiply fp32, by torch's own switch (torch.backends.cuda.matmul.fp32_precision)."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

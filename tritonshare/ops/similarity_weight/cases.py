@@ -30,6 +30,7 @@ CASES = (
     case("empty", "edge", (0, 3), (4, 3), "cosine"),
     case("wide_projection", "edge", (5, 150), (4, 150)),
     case("wide_cosine", "edge", (5, 150), (4, 150), "cosine"),
+    case("few_features", "layer", (8192, 64), (64, 64), "sqeuclidean"),
     # tall and narrow, square, wide; batches of small ones, and attention's
     *(case(f"features_{kind}", "layer", (65536, 128), (512, 128), kind) for kind in KINDS),
     case("square_projection", "layer chips", (4096, 256), (4096, 256)),

@@ -12,7 +12,8 @@ import torch
 from ... import launch, plan
 from ...kernels.geometry import ceil_div
 from ...op import Cost
-from ...plan import STAGES, WARPS, Plan, around
+from ...plan import STAGES, WARPS, Plan, around, power_of_two
+from ...products import matmul as precision
 from .reference import DISTANCES
 
 BACKWARD = "backward"  # the kernel of both gradients
@@ -24,16 +25,6 @@ SIZES = {
 BLOCKS = (16, 32, 64, 128, 256)
 TILE = 128 * 128  # elements of an accumulator, 128 registers a thread at four warps
 SPLIT = 4096  # rows of y, at the least, of each sum that becomes a gradient to x
-
-
-def precision() -> str:
-    """How matrix products multiply fp32, by torch's own switch (torch.backends.cuda.matmul)."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def power_of_two(n: int, low: int, high: int) -> int:
-    """The power of two in low .. high that holds n."""
-    return max(low, min(high, 1 << max(0, n - 1).bit_length()))
 
 
 class Ladder:
@@ -98,7 +89,7 @@ class Ladder:
         return (forward["BLOCK_RED"], *((p["BLOCK_N"], p["BLOCK_C"]) for p in (dx, dy)))
 
 
-class SimilarityProblem:
+class SimilarityProblem(plan.Planned):
     """similarity_weight with everything fixed but axis 0 of x."""
 
     op = "similarity_weight"
@@ -108,9 +99,9 @@ class SimilarityProblem:
         from ...kernels.similarity import KINDS
 
         x, y = tensors
+        super().__init__(tensors, options, precision, (0, 1) if x.dim() == 3 else (0,))
         self.kind, gamma, self.eps = options
         self.gamma = gamma or 0.0
-        self.device, self.dtype = x.device, x.dtype
         self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
         self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
         self.functions = KINDS[self.kind]
@@ -119,25 +110,12 @@ class SimilarityProblem:
                       self.distance or self.functions.factor_y is not None)  # fmt: skip
         # distances are differentiated through themselves: the output is kept, which the caller has anyway
         self.kept = (self.distance, *self.saves)
-        self.override = plan.override()
-        self.facts = self.override.device or plan.facts(self.device)
-        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
-        batched = (0,) if self._rows is None else (0, 1)
-        self.signature = plan.signature(tensors, options, self.precision, batched)
 
     # Plans and launchers.
 
     @cached_property
     def ladder(self) -> Ladder:
         return Ladder(self.n, self.k, self.dtype.itemsize, sum(self.saves), self.distance, self.facts)
-
-    @cached_property
-    def chosen(self) -> dict[str, plan.Chosen]:
-        return plan.choose(self)
-
-    @cached_property
-    def plans(self) -> dict[str, Plan]:
-        return {name: chosen.plan for name, chosen in self.chosen.items()}
 
     @cached_property
     def _code(self) -> ModuleType:
@@ -151,10 +129,7 @@ class SimilarityProblem:
         take them."""
         import triton.language as tl
 
-        interpreted = launch.triton_state()[1]
-        type_of = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-        # the interpreter cannot compute with bf16
-        own = tl.float32 if interpreted and self.dtype == torch.bfloat16 else type_of[self.dtype]
+        own = launch.dot_type(self.dtype)
         exact = "ieee" if self.facts.is_hip else "tf32x3"
         wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
         return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
