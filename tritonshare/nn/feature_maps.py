@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ..check import ArgumentError, ArgumentTypeError
-from ..functional import segment_sum, similarity_weight
+from ..functional import nearest, segment_sum, similarity_weight
 from .arguments import gamma_of, number_of, one_of, positive_integer
 
 KINDS = ("euclidean", "sqeuclidean", "cosine", "dot", "projection", "rbf")
@@ -34,18 +34,6 @@ class Fit(NamedTuple):
     inertia: float  # the sum of squared distances of inputs to their features
     iterations: int
     converged: bool
-
-
-class _Nearest(NamedTuple):
-    values: torch.Tensor
-    indices: torch.Tensor
-
-
-def nearest(x, features, *, kind, gamma, eps):
-    """By all similarities, which are in memory."""
-    values = similarity_weight(x, features, kind=kind, gamma=gamma, eps=eps)
-    found = values.min(-1, keepdim=True) if kind in DISTANCES else values.max(-1, keepdim=True)
-    return _Nearest(found.values, found.indices)
 
 
 class _Gather(torch.autograd.Function):
