@@ -198,7 +198,8 @@ def square_distances(
 
 @triton.jit
 def any_of(mask):
-    return tl.max(tl.max(mask.to(tl.int32), axis=1), axis=0) > 0
+    # over both axes at once: a reduction of a reduction is more than Triton 3.6 can do for sm_100
+    return tl.max(mask.to(tl.int32), axis=None) > 0
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from .ops.nearest import NEAREST
 from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from .ops.shared_linear import SHARED_LINEAR
+from .ops.similarity_reduce import SIMILARITY_REDUCE
+from .ops.similarity_reduce.fold import folded as folded_with_values
 from .ops.similarity_weight import SIMILARITY_WEIGHT
 from .ops.similarity_weight.fold import folded
 
@@ -24,6 +26,7 @@ __all__ = [
     "segment_sum",
     "shared_conv2d_act_pool",
     "shared_linear",
+    "similarity_reduce",
     "similarity_weight",
 ]
 
@@ -293,3 +296,35 @@ def nearest(
     processors idle.
     """
     return Nearest(*folded(NEAREST, x, features, kind, k, gamma, eps))
+
+
+def similarity_reduce(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    values: torch.Tensor | None = None,
+    *,
+    reduce: str,
+    kind: str = "projection",
+    gamma: float | None = None,
+    eps: float = 1e-8,
+) -> torch.Tensor:
+    """A reduction over the similarities of each row of x to all rows of y, which are never in memory.
+
+    Args:
+        x: [..., M, K], K at least 1; dtypes and products as in similarity_weight.
+        y: [..., N, K], N at least 1, same dtype. Leading axes broadcast, as in matmul.
+        values: [..., N, D] of "softmax_matmul", same dtype; else None.
+        reduce: "sum"; "max", which the first of equal ones wins (distances, "rbf" too, being compared by their squares
+            in float32), and NaN; "softmax_matmul", softmax(W, dim=-1) @ values.
+        kind, gamma, eps: of similarity_weight.
+
+    Returns:
+        [..., M], or [..., M, D] of "softmax_matmul". Gradients go to x, y and values; of "max", to the maximum alone.
+
+    Raises:
+        ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
+        naming the argument and its axis, before anything is allocated.
+
+    For the backward a number or two per row are kept, and similarities are computed again.
+    """
+    return folded_with_values(SIMILARITY_REDUCE, x, y, values, reduce, kind, gamma, eps)

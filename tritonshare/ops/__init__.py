@@ -7,6 +7,7 @@ from . import (
     segment_sum,
     shared_conv2d_act_pool,
     shared_linear,
+    similarity_reduce,
     similarity_weight,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "segment_sum",
     "shared_conv2d_act_pool",
     "shared_linear",
+    "similarity_reduce",
     "similarity_weight",
 ]

@@ -38,11 +38,15 @@ class Ladder:
     def plans(self) -> dict[str, Plan]:
         wide = self.itemsize == 4
         columns = power_of_two(self.k, 16, 128)
+        old, hopper = self.device.arch.startswith("sm_8"), self.device.arch.startswith("sm_9")
+        # registers: a tile of pairs stands beside its keys, and, of distances, beside another one
+        several = self.count > 1
+        few = self.squares == 2 and (old or (several and (wide or not hopper)))
         blocks = {
             "BLOCK_M": 64,
-            "BLOCK_N": power_of_two(self.n, 16, 64 if self.squares == 2 or self.count > 1 else 128),
+            "BLOCK_N": power_of_two(self.n, 16, 32 if few else 64 if self.squares == 2 or several else 128),
             # all columns of x are held where they fit
-            "BLOCK_RED": power_of_two(self.k, 16, 32 if wide else 128),
+            "BLOCK_RED": power_of_two(self.k, 16, 32 if wide else 64 if old else 128),
         }
         stages = min(3, self.device.shared // 2 // self._stage_bytes(blocks))
         return {

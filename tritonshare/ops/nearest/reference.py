@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from ..similarity_weight.reference import DISTANCES, square_distances
@@ -13,23 +15,30 @@ CHUNK = 2**24
 def reference(x, features, kind, k, gamma, eps):
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     a, b = x.to(wide), features.to(wide)
-    indices = chosen(a.detach(), b.detach(), kind, k, gamma, eps, smallest=kind in DISTANCES)
-    return of_pairs(a, taken(b, indices), kind, gamma, eps).to(x.dtype), indices
+    with without_autocast(x):
+        indices = parts_of_rows(lambda rows: chosen(rows, b.detach(), kind, k, gamma, eps), a.detach(), b)
+        return of_pairs(a, taken(b, indices), kind, gamma, eps).to(x.dtype), indices
 
 
-def chosen(x, y, kind, k, gamma, eps, smallest):
-    """Indices [..., M, k]; the rows of x in turn. Distances are compared by their squares."""
+def without_autocast(x):
+    """What is computed here is in the dtype that it has."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
-    def of(rows):
-        if kind in DISTANCES:
-            return first_of_best(square_distances(rows, y), k, smallest)
-        return first_of_best(similarity_weight(rows, y, kind, gamma, eps), k, smallest)
 
-    pairs = x.shape[:-1].numel() * y.shape[-2]
-    if pairs <= CHUNK:
+def parts_of_rows(of, x, y):
+    """of(x), from so many rows of x at once that CHUNK similarities to y are in memory."""
+    matrices, n = x.shape[:-2].numel(), y.shape[-2]
+    if matrices * x.shape[-2] * n <= CHUNK:
         return of(x)
-    rows = max(1, CHUNK // (x.shape[:-2].numel() * y.shape[-2]))
-    return torch.cat([of(part) for part in x.split(rows, -2)], -2)
+    return torch.cat([of(part) for part in x.split(max(1, CHUNK // (matrices * n)), -2)], -2)
+
+
+def chosen(x, y, kind, k, gamma, eps):
+    """Indices [..., M, k]. Distances are compared by their squares."""
+    if kind in DISTANCES:
+        return first_of_best(square_distances(x, y), k, smallest=True)
+    return first_of_best(similarity_weight(x, y, kind, gamma, eps), k, smallest=False)
 
 
 def first_of_best(w, k, smallest):

@@ -1,0 +1,31 @@
+"""similarity_reduce: sum, maximum or softmax-weighted values over all similarities of a row. Device code:
+kernels/similarity_reduce.py, and kernels/nearest.py for the maximum."""
+
+from ...op import Op
+from ..similarity_weight.problem import precision
+from .cases import CASES, draw
+from .contract import CONTRACT
+from .laws import LAWS
+from .problem import problem
+from .reference import reference
+from .rivals import RIVALS
+
+
+def canonical(tensors, reduce, kind, gamma, eps):
+    return (reduce, kind, None if gamma is None else float(gamma), float(eps))
+
+
+SIMILARITY_REDUCE = Op(
+    name="similarity_reduce",
+    schema="(Tensor x, Tensor y, Tensor? values, str reduce, str kind, float? gamma, float eps)",
+    outputs=4,  # and what is saved: indices and squares of a maximum, or a softmax's maximum and sum
+    contract=CONTRACT,
+    canonical=canonical,
+    problem=problem,
+    reference=reference,
+    cases=CASES,
+    precision=precision,
+    draw=draw,
+    laws=LAWS,
+    rivals=RIVALS,
+)

@@ -1,0 +1,53 @@
+"""Named geometries of similarity_reduce, and random ones. Tags: see op.Case."""
+
+from __future__ import annotations
+
+import random
+
+from ...op import Case
+from ..similarity_weight.reference import KINDS
+from .contract import REDUCTIONS
+
+
+def case(name, tags, x, y, reduce, kind="projection", columns=0, **options) -> Case:
+    """`columns`: of the values."""
+    if kind == "rbf":
+        options.setdefault("gamma", 1 / x[-1])
+    values = (*y[:-1], columns) if columns else None
+    return Case(name, tuple(tags.split()), (x, y, values), {"reduce": reduce, "kind": kind, **options})
+
+
+CASES = (
+    case("ragged", "tiny laws", (5, 7), (6, 7), "softmax_matmul", columns=3),
+    case("max", "tiny laws", (5, 7), (19, 7), "max", "euclidean"),
+    case("sum", "edge laws", (5, 7), (21, 7), "sum"),
+    case("sum_sqeuclidean", "edge laws", (20, 9), (18, 9), "sum", "sqeuclidean"),
+    case("sum_cosine", "edge", (6, 40), (5, 40), "sum", "cosine"),
+    case("max_rbf", "edge laws", (6, 5), (7, 5), "max", "rbf"),
+    case("softmax_cosine", "edge", (19, 9), (37, 9), "softmax_matmul", "cosine", columns=5),
+    case("softmax_euclidean", "edge", (6, 5), (18, 5), "softmax_matmul", "euclidean", columns=2),
+    case("batched", "edge laws", (2, 5, 7), (2, 9, 7), "softmax_matmul", "dot", columns=20),
+    case("wide_sum", "edge", (3, 150), (4, 150), "sum"),
+    case("one", "edge", (1, 3), (1, 3), "max", "dot"),
+    case("empty", "edge", (0, 3), (4, 3), "softmax_matmul", "rbf", columns=2),
+    case("sum_projection", "layer", (16384, 128), (16384, 128), "sum"),
+    case("sum_rbf", "layer chips", (16384, 128), (16384, 128), "sum", "rbf"),
+    case("max_cosine", "layer", (16384, 128), (16384, 128), "max", "cosine"),
+    case("attention_dot", "layer", (16384, 128), (16384, 128), "softmax_matmul", "dot", columns=64),
+    case("attention_cosine", "layer chips", (16384, 128), (16384, 128), "softmax_matmul", "cosine", columns=64),
+    case("attention_euclidean", "codegen", (16384, 128), (16384, 128), "softmax_matmul", "euclidean", columns=64),
+)
+
+
+def draw(rng: random.Random) -> Case:
+    m, n, k = rng.randint(1, 20), rng.randint(1, 40), rng.choice((1, 2, 3, 5, 8, 16, 17))
+    lead = rng.choice(((), (), (2,), (3,)))
+    reduce = rng.choice(REDUCTIONS)
+    # of narrow rows, cosines tie but for rounding, which must not decide what is the largest
+    kinds = [kind for kind in KINDS if kind != "cosine" or k > 3]
+    if (
+        reduce == "softmax_matmul"
+    ):  # squares of any size in an exponent lose as many digits as they have before the point
+        kinds.remove("sqeuclidean")
+    columns = rng.randint(1, 20) if reduce == "softmax_matmul" else 0
+    return case("drawn", "drawn", (*lead, m, k), (*lead, n, k), reduce, rng.choice(kinds), columns)

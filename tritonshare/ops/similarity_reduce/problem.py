@@ -1,0 +1,325 @@
+"""similarity_reduce on a device: allocation, plans and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ... import launch, plan
+from ...kernels.geometry import ceil_div
+from ...op import Cost
+from ...plan import STAGES, WARPS, Plan, around
+from ..nearest.problem import PairsProblem
+from ..similarity_weight.problem import power_of_two, precision
+
+BACKWARD = "backward"  # the kernel of the gradients of both matrices
+SOFTMAX = "forward_softmax"
+SUM_SIZES = ("BLOCK_M", "BLOCK_N", "BLOCK_RED")
+SIZES = ("BLOCK_C", *SUM_SIZES)
+BLOCKS = (16, 32, 64, 128)
+TILE = 64 * 128  # elements of a tile of pairs, or of an accumulator
+
+
+def problem(tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> MaximumProblem | TotalProblem:
+    return MaximumProblem(tensors, options) if options[0] == "max" else TotalProblem(tensors, options)
+
+
+class MaximumProblem(PairsProblem):
+    """The maximum: of each row the best pair, with everything fixed but axis 0 of x."""
+
+    op = "similarity_reduce"
+    kept: tuple[bool, ...]
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        _, kind, gamma, eps = options
+        super().__init__(tensors, options, kind, 1, gamma, eps)
+        self.kept = (self.reads_values, True, *self.saves)
+
+    def keys(self) -> tuple[Any, Any]:
+        code = self._code
+        if self.kind == "rbf":
+            return code.nan_nearest_first, code.nan_nearest_number
+        return code.largest_first, code.largest_number
+
+    def allocate(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+        out = torch.empty(x.shape[:-1], dtype=self.dtype, device=self.device)
+        indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=self.device) if save else None
+        return out, indices, *self.allocate_squares(x, y, save)
+
+    def forward(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+        outs = self.allocate(x, y, values, save=save)
+        self._choose(x, y, *outs)
+        return outs
+
+    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
+        return _gradients(tensors, needs)
+
+    def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
+        x, y, _ = tensors
+        return [*self._gradients(grad, x, y, *outs, needs[:2]), None]
+
+
+def _gradients(tensors, needs) -> list[torch.Tensor | None]:
+    return [
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if needed else None
+        for t, needed in zip(tensors, needs, strict=True)
+    ]
+
+
+class Ladder:
+    """Block sizes of sums and softmax: of the columns and the element size, and never of the rows of x."""
+
+    def __init__(self, n: int, k: int, d: int, itemsize: int, squares: int, distance: bool, device) -> None:
+        self.n, self.k, self.d, self.itemsize, self.device = n, k, d, itemsize, device
+        self.squares, self.distance = squares, distance
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        wide = self.itemsize == 4
+        old, hopper = self.device.arch.startswith("sm_8"), self.device.arch.startswith("sm_9")
+        red = power_of_two(self.k, 16, 32 if wide else 64 if old else 128)
+        # registers: distances have a second tile of pairs, and where both matrices have factors, both are squared
+        few = (self.d and wide) or (self.distance and (self.d or not hopper))
+        others = power_of_two(self.n, 16, 32 if few else 64)
+        columns = power_of_two(self.k, 16, 64 if wide or old or self.squares == 2 else 128)
+        of_values = power_of_two(self.d, 16, 64)
+        backward = {"BLOCK_M": 64, "BLOCK_N": 16 if self.distance and (self.d or old) else 32, "BLOCK_RED": red}
+        if not self.d:
+            forward = Plan.of(BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red)
+        else:
+            forward = Plan.of(SOFTMAX, BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red, BLOCK_C=of_values)
+        gradient = Plan.of(BACKWARD, BLOCK_C=columns, **backward)
+        plans = {"forward": forward, "backward_x": gradient, "backward_y": gradient}
+        if self.d:
+            plans["backward_values"] = Plan.of(BLOCK_C=of_values, **backward)
+        return plans
+
+    def _variant(self, pass_: str) -> str:
+        if pass_ == "forward":
+            return SOFTMAX if self.d else ""
+        return "" if pass_ == "backward_values" else BACKWARD
+
+    def fits(self, pass_: str, plan: Plan) -> bool:
+        sizes = dict(plan.blocks)
+        expected = SIZES if self.d or pass_ != "forward" else SUM_SIZES
+        if pass_ not in self.plans or plan.variant != self._variant(pass_) or tuple(sizes) != expected:
+            return False
+        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
+            return False
+        if any(size not in BLOCKS for size in sizes.values()):
+            return False
+        if sizes["BLOCK_M"] * max(sizes["BLOCK_N"], sizes.get("BLOCK_C", 0)) > TILE * plan.num_warps // 4:
+            return False
+        operands = (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"] + sizes["BLOCK_N"] * sizes.get(
+            "BLOCK_C", 0
+        )
+        return plan.num_stages * operands * self.itemsize <= self.device.shared
+
+    def candidates(self, pass_: str) -> Iterator[Plan]:
+        own = self.plans[pass_]
+        near = [own]
+        for name, _ in own.blocks:
+            near += [p.changed({name: size}) for p in tuple(near) for size in (p[name] * 2, p[name] // 2)]
+        for candidate in dict.fromkeys((*near, *around(own), *around(own.changed({"BLOCK_M": 32})))):
+            if self.fits(pass_, candidate):
+                yield candidate
+
+    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
+        return tuple((p["BLOCK_N"], p["BLOCK_RED"]) for p in plans.values())
+
+
+class TotalProblem:
+    """Sums, and softmax-weighted values, with everything fixed but axis 0 of x."""
+
+    op = "similarity_reduce"
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+        from ...kernels.similarity import KINDS
+
+        x, y, values = tensors
+        _, self.kind, gamma, self.eps = options
+        self.gamma = gamma or 0.0
+        self.device, self.dtype = x.device, x.dtype
+        self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
+        self.d = 0 if values is None else int(values.shape[-1])
+        self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
+        self.functions = KINDS[self.kind]
+        self.distance = self.functions.value is not None
+        self.passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
+        if self.d:
+            self.passes["backward_values"] = (2,)
+        self.kept = (False, *[bool(self.d)] * 2, False)
+        self.override = plan.override()
+        self.facts = self.override.device or plan.facts(self.device)
+        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+        self.signature = plan.signature(tensors, options, self.precision)
+
+    # Plans and launchers.
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        of = self.functions
+        squares = 2 if self.distance else (of.factor_x is not None) + (of.factor_y is not None)
+        return Ladder(self.n, self.k, self.d, self.dtype.itemsize, squares, self.distance, self.facts)
+
+    @cached_property
+    def chosen(self) -> dict[str, plan.Chosen]:
+        return plan.choose(self)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
+
+    @cached_property
+    def _code(self) -> ModuleType:
+        from ...kernels import similarity_reduce
+
+        return similarity_reduce
+
+    @cached_property
+    def _numbers(self) -> dict[str, Any]:
+        """How operands are multiplied: as in similarity_weight."""
+        import triton.language as tl
+
+        own = launch.dot_type(self.dtype)
+        exact = "ieee" if self.facts.is_hip else "tf32x3"
+        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
+        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
+
+    @cached_property
+    def _gradient_numbers(self) -> dict[str, Any]:
+        """Of products with the gradient of similarities, which may leave fp16's range, but not that of TF32."""
+        import triton.language as tl
+
+        numbers = self._numbers
+        if self.dtype == torch.float16 and self.kind != "dot":
+            numbers = {"DOT_TYPE": tl.float32, "PRECISION": "ieee" if self.facts.is_hip else "tf32"}
+        return {"GRADIENT_TYPE": numbers["DOT_TYPE"], "GRADIENT_PRECISION": numbers["PRECISION"]}
+
+    def _launcher(
+        self, pass_: str, *, swapped: bool = False, kernel: str = "", without: str = "", **constants: Any
+    ) -> launch.Launcher:
+        """The launcher of a pass, or of another kernel with its sizes, `without` one."""
+        of, used = self.functions, self.plans[pass_]
+        if without:
+            used = replace(used, blocks=tuple(b for b in used.blocks if b[0] != without))
+        factors = (of.factor_y, of.factor_x) if swapped else (of.factor_x, of.factor_y)
+        constants |= {"FACTOR_X": factors[0], "FACTOR_Y": factors[1], "VALUE": of.value, "K": self.k}
+        constants |= {"NEAR": 0.25 if self.dtype == torch.float32 else 2.0**-6, **self._numbers}  # as similarity_weight
+        if self.d or pass_ != "forward":
+            constants["D"] = self.d
+        return launch.Launcher(getattr(self._code, kernel or used.variant or pass_), constants, used, self.device)
+
+    @cached_property
+    def _forward(self) -> launch.Launcher:
+        return self._launcher("forward")
+
+    @cached_property
+    def _deltas(self) -> launch.Launcher:
+        return self._launcher("backward_x", kernel="deltas", without="BLOCK_C")
+
+    @cached_property
+    def _backward_x(self) -> launch.Launcher:
+        of = self.functions
+        return self._launcher(
+            "backward_x", SWAPPED=False, THROUGH=of.through_x, SLOPE=of.slope, **self._gradient_numbers
+        )
+
+    @cached_property
+    def _backward_y(self) -> launch.Launcher:
+        of = self.functions
+        return self._launcher(
+            "backward_y", swapped=True, SWAPPED=True, THROUGH=of.through_y, SLOPE=of.slope, **self._gradient_numbers
+        )
+
+    @cached_property
+    def _backward_values(self) -> launch.Launcher:
+        return self._launcher("backward_values")
+
+    # The way of the tensors.
+
+    def allocate(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+        shape = (*x.shape[:-1], self.d) if self.d else x.shape[:-1]
+        out = torch.empty(shape, dtype=self.dtype, device=self.device)
+        saved = save and self.d
+        high, unit = (
+            torch.empty(x.shape[:-1], dtype=torch.float32, device=self.device) if saved else None for _ in range(2)
+        )
+        return out, high, unit, None
+
+    def forward(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+        outs = out, high, unit, _ = self.allocate(x, y, values, save=save)
+        if out.numel() == 0:
+            return outs
+        matrices, m = x.shape[:-2].numel(), x.shape[-2]
+        grid, ends = self._grid("forward", matrices, m, self.d), (m, self.n, self.gamma, self.eps)
+        if self.d:
+            self._forward(grid, x.contiguous(), y.contiguous(), values.contiguous(), out, high, unit, *ends)
+        else:
+            self._forward(grid, x.contiguous(), y.contiguous(), out, *ends)
+        return outs
+
+    def _grid(self, pass_: str, matrices: int, rows: int, columns: int) -> int:
+        sizes = self.plans[pass_]
+        blocks = ceil_div(columns, sizes["BLOCK_C"]) if "BLOCK_C" in dict(sizes.blocks) else 1
+        return matrices * ceil_div(rows, sizes["BLOCK_M"]) * blocks
+
+    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
+        return _gradients(tensors, needs)
+
+    def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
+        dx, dy, dv = grads = _gradients(tensors, needs)
+        if grad.numel() == 0:
+            for t in grads:
+                if t is not None:
+                    t.zero_()
+            return grads
+        x, y, values = (None if t is None else t.contiguous() for t in tensors)
+        grad = grad.contiguous()
+        _, high, unit, _ = outs
+        matrices, m, n = x.shape[:-2].numel(), x.shape[-2], self.n
+        numbers = (self.gamma, self.eps)
+        delta = None
+        if self.d and any(needs[:2]):
+            delta = torch.empty_like(high)
+            grid = matrices * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
+            self._deltas(grid, x, y, grad, values, high, unit, delta, m, n, *numbers)
+        if dx is not None:
+            grid = self._grid("backward_x", matrices, m, self.k)
+            self._backward_x(grid, x, y, grad, values, high, unit, delta, dx, m, n, *numbers)
+        if dy is not None:
+            grid = self._grid("backward_y", matrices, n, self.k)
+            self._backward_y(grid, y, x, grad, values, high, unit, delta, dy, n, m, *numbers)
+        if dv is not None:
+            grid = self._grid("backward_values", matrices, n, self.d)
+            self._backward_values(grid, y, x, grad, high, unit, dv, n, m, *numbers)
+        return grads
+
+    def _matrices(self, batch: int) -> tuple[int, int]:
+        """How many matrices there are with a batch, and rows of x in each."""
+        return (batch, self._rows) if self._rows is not None else (1, batch)
+
+    def saved_bytes(self, batch: int) -> int:
+        matrices, rows = self._matrices(batch)
+        return 8 * matrices * rows * bool(self.d)
+
+    def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
+        """No M N. The least: similarities once a pass, however many blocks of columns there are, and no deltas."""
+        matrices, m = self._matrices(batch)
+        size, n, k, d = self.dtype.itemsize, self.n, self.k, self.d
+        x, y, v = (matrices * count * size for count in (m * k, n * k, n * d))
+        out = matrices * m * max(1, d) * size
+        saved = self.saved_bytes(batch)
+        pairs = 2 * matrices * m * n
+        costs = {"forward": Cost(x + y + v + out + (saved if any(needs) else 0), pairs * (k + d))}
+        read = x + y + v + out + saved
+        gradients = {"backward_x": (x, 2 * k + d), "backward_y": (y, 2 * k + d), "backward_values": (v, k + d)}
+        for (name, (written, work)), needed in zip(gradients.items(), needs, strict=False):
+            if needed and name in self.passes:
+                costs[name] = Cost(read + written, pairs * work)
+        return costs

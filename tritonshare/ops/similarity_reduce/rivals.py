@@ -1,0 +1,82 @@
+"""What else reduces similarities, as people write it: benchmarks set them beside similarity_reduce."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+import torch.nn.functional as F
+
+from ...op import Rival, Unavailable
+from ..similarity_weight.reference import DISTANCES
+from ..similarity_weight.rivals import eager as similarities
+
+
+def all_pairs(options):
+    """All similarities in memory, then their reduction."""
+    reduce, *of_kind = options
+    of = similarities(tuple(of_kind))
+
+    def run(x, y, values):
+        w = of(x, y)
+        if reduce == "softmax_matmul":
+            return torch.softmax(w, -1) @ values
+        return w.sum(-1) if reduce == "sum" else w.amax(-1)
+
+    return run
+
+
+def compiled_all_pairs(options):
+    return torch.compile(all_pairs(options), fullgraph=True, dynamic=False)
+
+
+def attention(options):
+    """torch's own fused attention, with scaled rows for similarities."""
+    reduce, kind, _, eps = options
+    if reduce != "softmax_matmul" or kind in DISTANCES:
+        raise Unavailable(f"it has no {reduce} of {kind}")
+
+    def run(x, y, values):
+        if kind == "cosine":
+            x, y = F.normalize(x, dim=-1, eps=eps), F.normalize(y, dim=-1, eps=eps)
+        elif kind == "projection":
+            x = x / x.square().sum(-1, keepdim=True)
+        lead = (1,) * (4 - x.dim())  # fused for four axes
+        q, k, v = (t.reshape(*lead, *t.shape) for t in (x, y, values))
+        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return out.reshape(*x.shape[:-1], values.shape[-1])
+
+    return run
+
+
+def keops(options):
+    """KeOps keeps no matrix either."""
+    try:
+        LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
+    except Exception as error:
+        raise Unavailable(f"pykeops cannot be imported ({type(error).__name__}: {error})") from error
+    reduce, kind, gamma, _ = options
+    if kind not in ("dot", *DISTANCES):
+        raise Unavailable(f"it has no {kind}")
+
+    def run(x, y, values):
+        a, b = LazyTensor(x.unsqueeze(-2)), LazyTensor(y.unsqueeze(-3))
+        if kind == "dot":
+            w = (a * b).sum(-1)
+        else:
+            w = ((a - b) ** 2).sum(-1)
+            w = w.sqrt() if kind == "euclidean" else w if kind == "sqeuclidean" else (-gamma * w).exp()
+        axis = x.dim() - 1
+        if reduce == "softmax_matmul":
+            return w.sumsoftmaxweight(LazyTensor(values.unsqueeze(-3)), dim=axis)
+        return (w.sum(dim=axis) if reduce == "sum" else w.max(dim=axis)).squeeze(-1)
+
+    return run
+
+
+RIVALS = {
+    "eager": Rival(all_pairs),
+    "compile": Rival(compiled_all_pairs, patience=1),
+    "scaled_dot_product_attention": Rival(attention),
+    "KeOps": Rival(keops, trains=False),
+}
