@@ -1,7 +1,7 @@
 """nearest: the most similar rows of features to each row of x. Device code: kernels/nearest.py."""
 
+from ... import products
 from ...op import Op
-from ..similarity_weight.problem import precision
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
@@ -24,7 +24,7 @@ NEAREST = Op(
     problem=NearestProblem,
     reference=reference,
     cases=CASES,
-    precision=precision,
+    precision=products.matmul,
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,

@@ -27,6 +27,7 @@ CASES = (
     case("long_segment", "edge", (300, 2), (1, 2), "projection"),
     case("wide_projection", "edge", (3, 300), (4, 300), "projection", k=2),
     # inputs and their feature maps; a search among many
+    case("few_features", "layer", (8192, 64), (64, 64), "sqeuclidean"),
     *(case(f"features_{kind}", "layer chips", (65536, 128), (512, 128), kind) for kind in ("euclidean", "cosine")),
     *(case(f"features_{kind}", "layer", (65536, 128), (512, 128), kind) for kind in ("projection", "rbf")),
     case("features_8", "layer chips", (65536, 128), (512, 128), k=8),

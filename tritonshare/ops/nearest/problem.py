@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan
+from ... import launch, plan, products
 from ...kernels.geometry import ceil_div
 from ...op import Cost
-from ...plan import STAGES, WARPS, Plan, around
-from ..similarity_weight.problem import power_of_two, precision
+from ...plan import STAGES, WARPS, Plan, around, power_of_two
 from ..similarity_weight.reference import DISTANCES
 
 SIZES = {
@@ -41,7 +40,7 @@ class Ladder:
         old, hopper = self.device.arch.startswith("sm_8"), self.device.arch.startswith("sm_9")
         # registers: a tile of pairs stands beside its keys, and, of distances, beside another one
         several = self.count > 1
-        few = self.squares == 2 and (old or (several and (wide or not hopper)))
+        few = self.squares == 2 and (old or wide or (several and not hopper))
         blocks = {
             "BLOCK_M": 64,
             "BLOCK_N": power_of_two(self.n, 16, 32 if few else 64 if self.squares == 2 or several else 128),
@@ -92,7 +91,7 @@ class Ladder:
         return plans["forward"]["BLOCK_RED"], columns, features["BLOCK_M"], features["LENGTH"]
 
 
-class PairsProblem:
+class PairsProblem(plan.Planned):
     """Chosen pairs, with everything fixed but axis 0 of x: what `nearest` and a maximum of similarities share."""
 
     op = ""
@@ -102,8 +101,8 @@ class PairsProblem:
         from ...kernels.similarity import KINDS
 
         x, y = tensors[:2]
+        super().__init__(tensors, options, products.matmul, (0, 1) if x.dim() == 3 else (0,))
         self.kind, self.count, self.gamma, self.eps = kind, count, gamma or 0.0, eps
-        self.device, self.dtype = x.device, x.dtype
         self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
         self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
         self.functions = KINDS[kind]
@@ -111,10 +110,6 @@ class PairsProblem:
         self.saves = (self.functions.factor_x is not None, self.functions.factor_y is not None)
         # values are read again for slopes of distances, and in the gradient through a norm of features
         self.reads_values = self.distance or self.functions.through_y is not None
-        self.override = plan.override()
-        self.facts = self.override.device or plan.facts(self.device)
-        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
-        self.signature = plan.signature(tensors, options, self.precision)
 
     def keys(self) -> tuple[Any, Any]:
         """How numbers become integers, and back: jit functions."""
@@ -129,14 +124,6 @@ class PairsProblem:
     def ladder(self) -> Ladder:
         squares = 2 if self.distance else sum(self.saves)
         return Ladder(self.n, self.k, self.dtype.itemsize, self.count, squares, self.facts)
-
-    @cached_property
-    def chosen(self) -> dict[str, plan.Chosen]:
-        return plan.choose(self)
-
-    @cached_property
-    def plans(self) -> dict[str, Plan]:
-        return {name: chosen.plan for name, chosen in self.chosen.items()}
 
     @cached_property
     def _code(self) -> ModuleType:

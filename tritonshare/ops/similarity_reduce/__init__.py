@@ -1,8 +1,8 @@
 """similarity_reduce: sum, maximum or softmax-weighted values over all similarities of a row. Device code:
 kernels/similarity_reduce.py, and kernels/nearest.py for the maximum."""
 
+from ... import products
 from ...op import Op
-from ..similarity_weight.problem import precision
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
@@ -24,7 +24,7 @@ SIMILARITY_REDUCE = Op(
     problem=problem,
     reference=reference,
     cases=CASES,
-    precision=precision,
+    precision=products.matmul,
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,

@@ -30,6 +30,7 @@ CASES = (
     case("wide_sum", "edge", (3, 150), (4, 150), "sum"),
     case("one", "edge", (1, 3), (1, 3), "max", "dot"),
     case("empty", "edge", (0, 3), (4, 3), "softmax_matmul", "rbf", columns=2),
+    case("small_sum", "layer", (2048, 64), (256, 64), "sum"),
     case("sum_projection", "layer", (16384, 128), (16384, 128), "sum"),
     case("sum_rbf", "layer chips", (16384, 128), (16384, 128), "sum", "rbf"),
     case("max_cosine", "layer", (16384, 128), (16384, 128), "max", "cosine"),

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan
+from ... import launch, plan, products
 from ...kernels.geometry import ceil_div
 from ...op import Cost
-from ...plan import STAGES, WARPS, Plan, around
+from ...plan import STAGES, WARPS, Plan, around, power_of_two
 from ..nearest.problem import PairsProblem
-from ..similarity_weight.problem import power_of_two, precision
 
 BACKWARD = "backward"  # the kernel of the gradients of both matrices
 SOFTMAX = "forward_softmax"
@@ -84,20 +83,28 @@ class Ladder:
         old, hopper = self.device.arch.startswith("sm_8"), self.device.arch.startswith("sm_9")
         red = power_of_two(self.k, 16, 32 if wide else 64 if old else 128)
         # registers: distances have a second tile of pairs, and where both matrices have factors, both are squared
-        few = (self.d and wide) or (self.distance and (self.d or not hopper))
+        few = (self.d and wide) or (self.distance and (self.d or wide or not hopper))
         others = power_of_two(self.n, 16, 32 if few else 64)
         columns = power_of_two(self.k, 16, 64 if wide or old or self.squares == 2 else 128)
         of_values = power_of_two(self.d, 16, 64)
-        backward = {"BLOCK_M": 64, "BLOCK_N": 16 if self.distance and (self.d or old) else 32, "BLOCK_RED": red}
+        backward = {"BLOCK_M": 64, "BLOCK_N": 16 if self.distance and (self.d or wide or old) else 32, "BLOCK_RED": red}
         if not self.d:
-            forward = Plan.of(BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red)
+            forward = self._staged(BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red)
         else:
-            forward = Plan.of(SOFTMAX, BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red, BLOCK_C=of_values)
-        gradient = Plan.of(BACKWARD, BLOCK_C=columns, **backward)
+            forward = self._staged(SOFTMAX, BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red, BLOCK_C=of_values)
+        gradient = self._staged(BACKWARD, BLOCK_C=columns, **backward)
         plans = {"forward": forward, "backward_x": gradient, "backward_y": gradient}
         if self.d:
-            plans["backward_values"] = Plan.of(BLOCK_C=of_values, **backward)
+            plans["backward_values"] = self._staged(BLOCK_C=of_values, **backward)
         return plans
+
+    def _staged(self, variant: str = "", **blocks: int) -> Plan:
+        return Plan.of(variant, num_stages=max(1, min(2, self.device.shared // self._stage_bytes(blocks))), **blocks)
+
+    def _stage_bytes(self, sizes: Mapping[str, int]) -> int:
+        """What the operands of one round of a kernel's loop take of the shared memory."""
+        pairs = (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"]
+        return (pairs + sizes["BLOCK_N"] * sizes.get("BLOCK_C", 0)) * self.itemsize
 
     def _variant(self, pass_: str) -> str:
         if pass_ == "forward":
@@ -115,10 +122,7 @@ class Ladder:
             return False
         if sizes["BLOCK_M"] * max(sizes["BLOCK_N"], sizes.get("BLOCK_C", 0)) > TILE * plan.num_warps // 4:
             return False
-        operands = (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"] + sizes["BLOCK_N"] * sizes.get(
-            "BLOCK_C", 0
-        )
-        return plan.num_stages * operands * self.itemsize <= self.device.shared
+        return plan.num_stages * self._stage_bytes(sizes) <= self.device.shared
 
     def candidates(self, pass_: str) -> Iterator[Plan]:
         own = self.plans[pass_]
@@ -133,7 +137,7 @@ class Ladder:
         return tuple((p["BLOCK_N"], p["BLOCK_RED"]) for p in plans.values())
 
 
-class TotalProblem:
+class TotalProblem(plan.Planned):
     """Sums, and softmax-weighted values, with everything fixed but axis 0 of x."""
 
     op = "similarity_reduce"
@@ -142,9 +146,9 @@ class TotalProblem:
         from ...kernels.similarity import KINDS
 
         x, y, values = tensors
+        super().__init__(tensors, options, products.matmul, (0, 1, 2) if x.dim() == 3 else (0,))
         _, self.kind, gamma, self.eps = options
         self.gamma = gamma or 0.0
-        self.device, self.dtype = x.device, x.dtype
         self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
         self.d = 0 if values is None else int(values.shape[-1])
         self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
@@ -154,10 +158,6 @@ class TotalProblem:
         if self.d:
             self.passes["backward_values"] = (2,)
         self.kept = (False, *[bool(self.d)] * 2, False)
-        self.override = plan.override()
-        self.facts = self.override.device or plan.facts(self.device)
-        self.precision = precision() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
-        self.signature = plan.signature(tensors, options, self.precision)
 
     # Plans and launchers.
 
@@ -166,14 +166,6 @@ class TotalProblem:
         of = self.functions
         squares = 2 if self.distance else (of.factor_x is not None) + (of.factor_y is not None)
         return Ladder(self.n, self.k, self.d, self.dtype.itemsize, squares, self.distance, self.facts)
-
-    @cached_property
-    def chosen(self) -> dict[str, plan.Chosen]:
-        return plan.choose(self)
-
-    @cached_property
-    def plans(self) -> dict[str, Plan]:
-        return {name: chosen.plan for name, chosen in self.chosen.items()}
 
     @cached_property
     def _code(self) -> ModuleType:
