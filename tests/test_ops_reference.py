@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.ops import call, case_of, cases, leaves, ops
-from tritonshare import functional, gate, launch
+from tritonshare import explain, functional, gate, launch
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.op import first_of
 from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
@@ -178,3 +178,46 @@ def test_device_code_is_not_a_top_level_package():
     program = "import sys; sys.path.insert(0, '.'); import kernels"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "installed as tritonshare.kernels" in done.stderr
+
+
+# torch's signatures of all pairs.
+
+
+@pytest.mark.parametrize("shapes", [((5, 7), (6, 7)), ((2, 5, 7), (6, 7)), ((2, 5, 7), (3, 1, 6, 7)), ((1, 3), (1, 3))])
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_cdist_is_torchs(shapes, p):
+    x, y = (torch.randn(s, dtype=torch.float64) for s in shapes)
+    torch.testing.assert_close(functional.cdist(x, y, p), torch.cdist(x, y, p))
+    if p == 2.0:
+        half = functional.cdist(x.half(), y.half())
+        assert half.dtype == torch.float16
+        torch.testing.assert_close(half.double(), torch.cdist(x, y), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "dim"),
+    [((5, 1, 7), (1, 6, 7), -1), ((1, 6, 7), (5, 1, 7), 2), ((2, 5, 1, 7), (6, 7), -1), ((2, 5, 1, 7), (1, 6, 7), -1),
+     ((5, 7), (5, 7), 1), ((5, 1, 7), (1, 6, 7), 0), ((2, 5, 7), (2, 5, 7), 1)],
+)  # fmt: skip
+def test_cosine_similarity_is_torchs(a, b, dim):
+    x, y = torch.randn(a, dtype=torch.float64), torch.randn(b, dtype=torch.float64)
+    expected = torch.nn.functional.cosine_similarity(x, y, dim)
+    torch.testing.assert_close(functional.cosine_similarity(x, y, dim), expected)
+
+
+def test_all_pairs_of_cosine_similarity_are_one_op():
+    x, y = torch.randn(5, 1, 7), torch.randn(1, 6, 7)
+    (note,) = explain(functional.cosine_similarity, x, y, dim=-1)
+    assert note.op == "similarity_weight"
+
+
+def test_leading_axes_broadcast_as_in_matmul():
+    x, y = torch.randn(3, 1, 5, 7, dtype=torch.float64), torch.randn(2, 6, 7, dtype=torch.float64)
+    for kind in ("dot", "projection"):
+        sizes = 1 if kind == "dot" else x.square().sum(-1, keepdim=True)
+        torch.testing.assert_close(functional.similarity_weight(x, y, kind=kind), x @ y.mT / sizes)
+    found = functional.nearest(x, y, k=2)
+    torch.testing.assert_close(found.values, torch.cdist(x, y).topk(2, largest=False).values)
+    assert found.indices.shape == (3, 2, 5, 2)
+    with pytest.raises(ArgumentError, match="y has the leading axes"):
+        functional.similarity_weight(torch.randn(3, 5, 7), torch.randn(2, 6, 7))

@@ -21,7 +21,9 @@ from .ops.similarity_weight.fold import folded
 __all__ = [
     "Nearest",
     "adaptive_update_",
+    "cdist",
     "conv2d_act_pool",
+    "cosine_similarity",
     "nearest",
     "segment_sum",
     "shared_conv2d_act_pool",
@@ -328,3 +330,33 @@ def similarity_reduce(
     For the backward a number or two per row are kept, and similarities are computed again.
     """
     return folded_with_values(SIMILARITY_REDUCE, x, y, values, reduce, kind, gamma, eps)
+
+
+def cdist(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    p: float = 2.0,
+    compute_mode: str = "use_mm_for_euclid_dist_if_necessary",
+) -> torch.Tensor:
+    """torch.cdist, whose Euclidean distances are `similarity_weight`'s, and so in half precision, too.
+
+    x1: [..., M, K], x2: [..., N, K] -> [..., M, N]. compute_mode counts where torch computes, for another p than 2.
+    """
+    if p != 2.0:
+        return torch.cdist(x1, x2, p, compute_mode)
+    return similarity_weight(x1, x2, kind="euclidean")
+
+
+def cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    """torch.nn.functional.cosine_similarity, which holds no product of every pair where it compares all pairs.
+
+    That is, of x1 [..., M, 1, K] and x2 [..., 1, N, K] over the last axis, and with x1 and x2 changed over:
+    `similarity_weight` computes the cosines [..., M, N]. Whatever else broadcasts goes to torch.
+    """
+    if isinstance(x1, torch.Tensor) and isinstance(x2, torch.Tensor) and min(x1.dim(), x2.dim()) >= 3:
+        last = dim in (-1, max(x1.dim(), x2.dim()) - 1) and x1.shape[-1] == x2.shape[-1] and x1.dtype == x2.dtype
+        if last and x1.shape[-2] == 1 and x2.shape[-3] == 1:
+            return similarity_weight(x1.squeeze(-2), x2.squeeze(-3), kind="cosine", eps=eps)
+        if last and x1.shape[-3] == 1 and x2.shape[-2] == 1:
+            return similarity_weight(x2.squeeze(-2), x1.squeeze(-3), kind="cosine", eps=eps)
+    return torch.nn.functional.cosine_similarity(x1, x2, dim, eps)
