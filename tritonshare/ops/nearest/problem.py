@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan, products
+from ... import launch
 from ...kernels.geometry import ceil_div
 from ...op import Cost
-from ...plan import STAGES, WARPS, Plan, around, power_of_two
-from ..similarity_weight.reference import DISTANCES
+from ...plan import STAGES, WARPS, Device, Plan, around, power_of_two
+from ..similarity_weight.problem import RowsProblem
 
 SIZES = {
     "forward": ("BLOCK_M", "BLOCK_N", "BLOCK_RED"),
@@ -29,7 +29,7 @@ GRADIENTS = 16 * 256  # elements of a tile of gradients
 class Ladder:
     """Block sizes: of the columns, how many are chosen and the element size, and never of the rows of x."""
 
-    def __init__(self, n: int, k: int, itemsize: int, count: int, squares: int, device: plan.Device) -> None:
+    def __init__(self, n: int, k: int, itemsize: int, count: int, squares: int, device: Device) -> None:
         self.n, self.k, self.itemsize, self.count, self.device = n, k, itemsize, count, device
         self.squares = squares
 
@@ -91,22 +91,15 @@ class Ladder:
         return plans["forward"]["BLOCK_RED"], columns, features["BLOCK_M"], features["LENGTH"]
 
 
-class PairsProblem(plan.Planned):
+class PairsProblem(RowsProblem):
     """Chosen pairs, with everything fixed but axis 0 of x: what `nearest` and a maximum of similarities share."""
 
     op = ""
     passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_features": (1,)}
 
     def __init__(self, tensors, options, kind: str, count: int, gamma: float | None, eps: float) -> None:
-        from ...kernels.similarity import KINDS
-
-        x, y = tensors[:2]
-        super().__init__(tensors, options, products.matmul, (0, 1) if x.dim() == 3 else (0,))
-        self.kind, self.count, self.gamma, self.eps = kind, count, gamma or 0.0, eps
-        self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
-        self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
-        self.functions = KINDS[kind]
-        self.distance = kind in DISTANCES
+        super().__init__(tensors, options, kind, gamma, eps)
+        self.count = count
         self.saves = (self.functions.factor_x is not None, self.functions.factor_y is not None)
         # values are read again for slopes of distances, and in the gradient through a norm of features
         self.reads_values = self.distance or self.functions.through_y is not None
@@ -130,21 +123,6 @@ class PairsProblem(plan.Planned):
         from ...kernels import nearest
 
         return nearest
-
-    @cached_property
-    def _numbers(self) -> dict[str, Any]:
-        """How operands are multiplied: as in similarity_weight."""
-        import triton.language as tl
-
-        own = launch.dot_type(self.dtype)
-        exact = "ieee" if self.facts.is_hip else "tf32x3"
-        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
-        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
-
-    @cached_property
-    def _near(self) -> float:
-        """As in similarity_weight."""
-        return 0.25 if self.dtype == torch.float32 else 2.0**-6
 
     def _launcher(self, kernel: str, plan: Plan, **constants: Any) -> launch.Launcher:
         of = self.functions
@@ -231,10 +209,6 @@ class PairsProblem(plan.Planned):
         )  # fmt: skip
         if later:
             self._sum_pieces((later + 1) * blocks, partial, ids, starts, dy, count)
-
-    def _matrices(self, batch: int) -> tuple[int, int]:
-        """How many matrices there are with a batch, and rows of x in each."""
-        return (batch, self._rows) if self._rows is not None else (1, batch)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan, products
+from ... import launch
 from ...kernels.geometry import ceil_div
 from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around, power_of_two
 from ..nearest.problem import PairsProblem
+from ..similarity_weight.problem import RowsProblem
 
 BACKWARD = "backward"  # the kernel of the gradients of both matrices
 SOFTMAX = "forward_softmax"
@@ -137,23 +138,15 @@ class Ladder:
         return tuple((p["BLOCK_N"], p["BLOCK_RED"]) for p in plans.values())
 
 
-class TotalProblem(plan.Planned):
+class TotalProblem(RowsProblem):
     """Sums, and softmax-weighted values, with everything fixed but axis 0 of x."""
 
     op = "similarity_reduce"
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        from ...kernels.similarity import KINDS
-
-        x, y, values = tensors
-        super().__init__(tensors, options, products.matmul, (0, 1, 2) if x.dim() == 3 else (0,))
-        _, self.kind, gamma, self.eps = options
-        self.gamma = gamma or 0.0
-        self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
+        super().__init__(tensors, options, *options[1:])
+        values = tensors[2]
         self.d = 0 if values is None else int(values.shape[-1])
-        self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
-        self.functions = KINDS[self.kind]
-        self.distance = self.functions.value is not None
         self.passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
         if self.d:
             self.passes["backward_values"] = (2,)
@@ -174,16 +167,6 @@ class TotalProblem(plan.Planned):
         return similarity_reduce
 
     @cached_property
-    def _numbers(self) -> dict[str, Any]:
-        """How operands are multiplied: as in similarity_weight."""
-        import triton.language as tl
-
-        own = launch.dot_type(self.dtype)
-        exact = "ieee" if self.facts.is_hip else "tf32x3"
-        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
-        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
-
-    @cached_property
     def _gradient_numbers(self) -> dict[str, Any]:
         """Of products with the gradient of similarities, which may leave fp16's range, but not that of TF32."""
         import triton.language as tl
@@ -202,7 +185,7 @@ class TotalProblem(plan.Planned):
             used = replace(used, blocks=tuple(b for b in used.blocks if b[0] != without))
         factors = (of.factor_y, of.factor_x) if swapped else (of.factor_x, of.factor_y)
         constants |= {"FACTOR_X": factors[0], "FACTOR_Y": factors[1], "VALUE": of.value, "K": self.k}
-        constants |= {"NEAR": 0.25 if self.dtype == torch.float32 else 2.0**-6, **self._numbers}  # as similarity_weight
+        constants |= {"NEAR": self._near, **self._numbers}
         if self.d or pass_ != "forward":
             constants["D"] = self.d
         return launch.Launcher(getattr(self._code, kernel or used.variant or pass_), constants, used, self.device)
@@ -291,10 +274,6 @@ class TotalProblem(plan.Planned):
             grid = self._grid("backward_values", matrices, n, self.d)
             self._backward_values(grid, y, x, grad, high, unit, dv, n, m, *numbers)
         return grads
-
-    def _matrices(self, batch: int) -> tuple[int, int]:
-        """How many matrices there are with a batch, and rows of x in each."""
-        return (batch, self._rows) if self._rows is not None else (1, batch)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)

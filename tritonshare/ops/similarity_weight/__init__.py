@@ -1,10 +1,11 @@
 """similarity_weight: similarities of all rows of x to all rows of y. Device code: kernels/similarity.py."""
 
+from ... import products
 from ...op import Op
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
-from .problem import SimilarityProblem, precision
+from .problem import SimilarityProblem
 from .reference import reference
 from .rivals import RIVALS
 
@@ -22,7 +23,7 @@ SIMILARITY_WEIGHT = Op(
     problem=SimilarityProblem,
     reference=reference,
     cases=CASES,
-    precision=precision,
+    precision=products.matmul,
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan
+from ... import launch, plan, products
 from ...kernels.geometry import ceil_div
 from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around, power_of_two
-from ...products import matmul as precision
 from .reference import DISTANCES
 
 BACKWARD = "backward"  # the kernel of both gradients
@@ -89,23 +88,50 @@ class Ladder:
         return (forward["BLOCK_RED"], *((p["BLOCK_N"], p["BLOCK_C"]) for p in (dx, dy)))
 
 
-class SimilarityProblem(plan.Planned):
+class RowsProblem(plan.Planned):
+    """Rows of x compared with rows of y: what the problems of similarities have in common."""
+
+    def __init__(self, tensors, options, kind: str, gamma: float | None, eps: float) -> None:
+        from ...kernels.similarity import KINDS
+
+        x, y = tensors[:2]
+        self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
+        super().__init__(tensors, options, products.matmul, (0,) if self._rows is None else range(len(tensors)))
+        self.kind, self.gamma, self.eps = kind, gamma or 0.0, eps
+        self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
+        self.functions = KINDS[kind]
+        self.distance = kind in DISTANCES
+
+    @cached_property
+    def _numbers(self) -> dict[str, Any]:
+        """How operands are multiplied. Three products of TF32 are as good as fp32's; distances, which cancel, always
+        take them."""
+        import triton.language as tl
+
+        own = launch.dot_type(self.dtype)
+        exact = "ieee" if self.facts.is_hip else "tf32x3"
+        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
+        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
+
+    @cached_property
+    def _near(self) -> float:
+        """The part of |x|^2 + |y|^2 below which a square distance is computed from differences: such that what
+        cancels costs no more than the output's own rounding."""
+        return 0.25 if self.dtype == torch.float32 else 2.0**-6
+
+    def _matrices(self, batch: int) -> tuple[int, int]:
+        """How many matrices there are with a batch, and rows of x in each."""
+        return (batch, self._rows) if self._rows is not None else (1, batch)
+
+
+class SimilarityProblem(RowsProblem):
     """similarity_weight with everything fixed but axis 0 of x."""
 
     op = "similarity_weight"
     passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        from ...kernels.similarity import KINDS
-
-        x, y = tensors
-        super().__init__(tensors, options, precision, (0, 1) if x.dim() == 3 else (0,))
-        self.kind, gamma, self.eps = options
-        self.gamma = gamma or 0.0
-        self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
-        self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
-        self.functions = KINDS[self.kind]
-        self.distance = self.kind in DISTANCES
+        super().__init__(tensors, options, *options)
         self.saves = (self.distance or self.functions.factor_x is not None,
                       self.distance or self.functions.factor_y is not None)  # fmt: skip
         # distances are differentiated through themselves: the output is kept, which the caller has anyway
@@ -124,17 +150,6 @@ class SimilarityProblem(plan.Planned):
         return similarity
 
     @cached_property
-    def _numbers(self) -> dict[str, Any]:
-        """How operands are multiplied. Three products of TF32 are as good as fp32's; distances, which cancel, always
-        take them."""
-        import triton.language as tl
-
-        own = launch.dot_type(self.dtype)
-        exact = "ieee" if self.facts.is_hip else "tf32x3"
-        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
-        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
-
-    @cached_property
     def _gradient_numbers(self) -> dict[str, Any]:
         """As `_numbers`; a gradient with a factor in it may leave fp16's range, but not that of TF32, which has as many
         digits."""
@@ -143,12 +158,6 @@ class SimilarityProblem(plan.Planned):
         if self.dtype == torch.float16 and any(self.saves):
             return {"DOT_TYPE": tl.float32, "PRECISION": "ieee" if self.facts.is_hip else "tf32"}
         return self._numbers
-
-    @cached_property
-    def _near(self) -> float:
-        """The part of |x|^2 + |y|^2 below which a square distance is computed from differences: such that what
-        cancels costs no more than the output's own rounding."""
-        return 0.25 if self.dtype == torch.float32 else 2.0**-6
 
     @cached_property
     def _unit(self) -> int:
@@ -269,11 +278,11 @@ class SimilarityProblem(plan.Planned):
         return ceil_div(n, each), each
 
     def saved_bytes(self, batch: int) -> int:
-        matrices, rows = (batch, self._rows) if self._rows is not None else (1, batch)
+        matrices, rows = self._matrices(batch)
         return 4 * matrices * (self.saves[0] * rows + self.saves[1] * self.n)
 
     def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
-        matrices, m = (batch, self._rows) if self._rows is not None else (1, batch)
+        matrices, m = self._matrices(batch)
         size, n, k = self.dtype.itemsize, self.n, self.k
         x, y, w = (matrices * count * size for count in (m * k, n * k, m * n))
         squares = self.saved_bytes(batch)
