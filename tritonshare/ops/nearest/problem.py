@@ -42,7 +42,7 @@ class Ladder:
         several = self.count > 1
         few = self.squares == 2 and (old or wide or (several and not hopper))
         blocks = {
-            "BLOCK_M": 64,
+            "BLOCK_M": 128 if few and self.device.arch.startswith("sm_10") else 64,
             "BLOCK_N": power_of_two(self.n, 16, 32 if few else 64 if self.squares == 2 or several else 128),
             # all columns of x are held where they fit
             "BLOCK_RED": power_of_two(self.k, 16, 32 if wide else 64 if old else 128),
