@@ -90,7 +90,8 @@ class Ladder:
         of_values = power_of_two(self.d, 16, 64)
         backward = {"BLOCK_M": 64, "BLOCK_N": 16 if self.distance and (self.d or wide or old) else 32, "BLOCK_RED": red}
         if not self.d:
-            forward = self._staged(BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red)
+            rows = 128 if self.distance and self.device.arch.startswith("sm_10") else 64
+            forward = self._staged(BLOCK_M=rows, BLOCK_N=others, BLOCK_RED=red)
         else:
             forward = self._staged(SOFTMAX, BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red, BLOCK_C=of_values)
         gradient = self._staged(BACKWARD, BLOCK_C=columns, **backward)
