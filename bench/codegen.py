@@ -106,17 +106,22 @@ def regressions(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
 
 
 @cache
-def _recorded(file: Path) -> dict[tuple[str, ...], dict[str, Any]]:
-    return {tuple(row[name] for name in KEY): row for row in json.loads(file.read_text())["rows"]}
+def _recorded(file: Path) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Rows by key, in the order of the call: a kernel may be launched more than once, in variants of its own."""
+    rows = {}
+    for row in json.loads(file.read_text())["rows"]:
+        rows.setdefault(tuple(row[name] for name in KEY), []).append(row)
+    return rows
 
 
-def against_record(found: dict[str, Any]) -> list[str]:
-    """What is wrong with a launch's row: it has another plan than recorded, or has lost something; a change for the
-    better, or of plan, is recorded anew."""
+def against_record(found: dict[str, Any], before: int = 0) -> list[str]:
+    """What is wrong with the row of a launch that comes after so many of the same kernel in its call: it has another
+    plan than recorded, or has lost something; a change for the better, or of plan, is recorded anew."""
     advice = "run python -m bench.codegen --record, once with each Triton, and look at what changed"
-    recorded = _recorded(record_file()).get(tuple(found[name] for name in KEY))
-    if recorded is None:
+    rows = _recorded(record_file()).get(tuple(found[name] for name in KEY), [])
+    if before >= len(rows):
         return [f"is not recorded: {advice}"]
+    recorded = rows[before]
     if found["plan"] != recorded["plan"]:
         return [f"has another plan than recorded: {advice}"]
     return regressions(found, recorded)

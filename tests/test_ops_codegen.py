@@ -2,6 +2,8 @@
 accesses, no shuffles in the pooling, and nothing lost against the record. Layers, plans and launches come from the
 registry."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -33,6 +35,7 @@ def test_compiles_well(op, case, dtype, arch, layout):
     with numbers(dtype) as torch_dtype:
         recorded = record_call(op, case, torch_dtype, arch, channels_last=layout == "channels_last")
     assert recorded.launches
+    before = Counter()
     for launch in recorded.launches:
         code = inspect(launch.compile(arch))
         told = f"{launch.kernel} [{launch.plan}] {code}"
@@ -45,7 +48,8 @@ def test_compiles_well(op, case, dtype, arch, layout):
             check_accesses(launch, code, told)
         if "layer" in case.tags and (dtype, arch, layout) == tuple(codegen.RECORDED.values()):
             row = {"op": op.name, "case": case.name, "dtype": dtype, **codegen.compiled(launch, code)}
-            assert codegen.against_record(row) == [], told
+            assert codegen.against_record(row, before[launch.kernel]) == [], told
+        before[launch.kernel] += 1
 
 
 def test_a_loss_against_the_record_is_told():
