@@ -10,8 +10,6 @@ as `tritonshare train --shared-bits` does it.
 
 from __future__ import annotations
 
-import json
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.recorded import Document, command, parser, to_json
 from tritonshare import __version__, data, finetune, report, train
 from tritonshare.checkpoint import write_atomically
-from tritonshare.cli import Parser
 from tritonshare.options import DEFAULT_EPOCHS, SHARED_CODEBOOKS, Options
 
 SUMMARY = (__doc__ or "").split("\n")[0]
-RECORDED = Path(__file__).parent / "training"
 NAME = "shared_bits"
 BITS = tuple(finetune.EVERY)
-
-Document = dict[str, Any]
 
 
 def measured(options: Options, epochs: int, bits: list[int], images: data.ImageSet) -> list[Document]:
@@ -77,7 +72,7 @@ def record(seeds: int, epochs: int, bits: list[int], results: Path) -> Document:
     for seed in range(seeds):
         print(f"\nseed {seed}")
         document["rows"] += measured(Options(seed=seed), epochs, bits, images)
-        write_atomically(results, to_json(document))
+        write_atomically(results, to_json(document, "rows"))
     return document
 
 
@@ -157,46 +152,12 @@ def curve(axes: Axes, found: dict[Any, list[Document]], key: str, label: str, st
     axes.fill_between(sizes, list(map(min, runs)), list(map(max, runs)), color=color, alpha=0.15, lw=0)
 
 
-def to_json(document: Document) -> bytes:
-    """A line for each entry and each row."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items() if key != "rows"]
-    rows = ",\n".join(map(json.dumps, document["rows"]))
-    lines.append(f'"rows": [\n{rows}\n]')
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
-
-
-def parser() -> Parser:
-    made = Parser(prog="python -m bench.shared_bits", description=SUMMARY)
-    add = made.add_argument
-    add("--out", type=Path, default=RECORDED, metavar="FOLDER", help="for results, picture (default: bench/training)")
-    add("--epochs", type=int, default=DEFAULT_EPOCHS["digits"], metavar="N", help="dense ones (default: %(default)s)")
-    add("--seeds", type=int, default=8, metavar="N", help="0 to N - 1 (default: %(default)s)")
-    add("--bits", type=int, action="append", choices=BITS, help="one number of bits (default: all)")
-    add("--overwrite", action="store_true", help="replace the results in FOLDER")
-    add("--draw", action="store_true", help="train nothing: draw the results in FOLDER again")
-    return made
-
-
 def main(argv: list[str] | None = None) -> int:
-    made = parser()
+    made = parser(NAME, SUMMARY, epochs=DEFAULT_EPOCHS["digits"], what="dense ones", seeds=8)
+    made.add_argument("--bits", type=int, action="append", choices=BITS, help="one number of bits (default: all)")
     args = made.parse_args(argv)
-    results, drawn = args.out / f"{NAME}.json", args.out / f"{NAME}.png"
-    if min(args.epochs, args.seeds) < 1:
-        made.error("--epochs and --seeds must be at least 1")
-    if results.exists() and not (args.overwrite or args.draw):
-        made.error(f"there is {results} already: choose another --out, or --overwrite it")
-    try:
-        if args.draw:
-            document = json.loads(results.read_text())
-        else:
-            args.out.mkdir(parents=True, exist_ok=True)
-            document = record(args.seeds, args.epochs, sorted(set(args.bits or BITS)), results)
-        write_atomically(drawn, picture(document))
-    except (train.TrainingError, json.JSONDecodeError, OSError) as error:
-        print(f"{made.prog}: {error}", file=sys.stderr)
-        return 1
-    print(f"\n{table(document)}\n\nwritten: {results}, {drawn}")
-    return 0
+    bits = sorted(set(args.bits or BITS))
+    return command(made, args, NAME, lambda file: record(args.seeds, args.epochs, bits, file), picture, table)
 
 
 if __name__ == "__main__":

@@ -10,31 +10,25 @@ steps are shorter, and that alone changes a curve: `half` shows plain updates wi
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.recorded import Document, command, parser, to_json
 from bench.selection import SelectionError, chosen
 from tritonshare import __version__, data, report, train
 from tritonshare.checkpoint import write_atomically
-from tritonshare.cli import Parser
 from tritonshare.options import OPTIMIZERS, Options
 
 SUMMARY = (__doc__ or "").split("\n")[0]
-RECORDED = Path(__file__).parent / "training"
 NAME = "similarity_updates"
 COMPARED = ("adam", "sgd")
 CURVES = ("loss", "held_out_loss", "held_out_accuracy")  # what of each epoch is recorded
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def compare(optimizers: Iterable[str], updates: list[str], seeds: int, epochs: i
                 options = Options(optimizer=optimizer, similarity=of.similarity, lr=rate * of.rate, seed=seed)
                 print(f"\n{OPTIMIZERS[optimizer]}, {of.label}, seed {seed}")
                 document["runs"].append({"updates": name, **trained(options, epochs, images)})
-                write_atomically(results, to_json(document))
+                write_atomically(results, to_json(document, "runs"))
     return document
 
 
@@ -143,52 +137,23 @@ def curve(axes: Axes, runs: list[list[float]], of: Updates) -> None:
     axes.fill_between(epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=of.color, alpha=0.15, lw=0)
 
 
-def to_json(document: Document) -> bytes:
-    """A line for each entry and each run."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items() if key != "runs"]
-    runs = ",\n".join(map(json.dumps, document["runs"]))
-    lines.append(f'"runs": [\n{runs}\n]')
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
-
-
-def parser() -> Parser:
-    made = Parser(prog="python -m bench.similarity_updates", description=SUMMARY)
-    add = made.add_argument
-    add("--out", type=Path, default=RECORDED, metavar="FOLDER", help="for results, picture (default: bench/training)")
-    add("--epochs", type=int, default=20, metavar="N", help="of each run (default: %(default)s)")
-    add("--seeds", type=int, default=5, metavar="N", help="0 to N - 1 (default: %(default)s)")
+def main(argv: list[str] | None = None) -> int:
+    made = parser(NAME, SUMMARY, epochs=20, what="of each run", seeds=5)
     both = " and ".join(COMPARED)
+    add = made.add_argument
     add("--optimizer", action="append", metavar="NAME", help=f"of {', '.join(OPTIMIZERS)} (default: {both})")
     add("--updates", action="append", metavar="NAME", help=f"of {', '.join(UPDATES)} (default: all)")
-    add("--overwrite", action="store_true", help="replace the results in FOLDER")
-    add("--draw", action="store_true", help="train nothing: draw the results in FOLDER again")
-    return made
-
-
-def main(argv: list[str] | None = None) -> int:
-    made = parser()
     args = made.parse_args(argv)
-    results, drawn = args.out / f"{NAME}.json", args.out / f"{NAME}.png"
-    if min(args.epochs, args.seeds) < 1:
-        made.error("--epochs and --seeds must be at least 1")
-    if results.exists() and not (args.overwrite or args.draw):
-        made.error(f"there is {results} already: choose another --out, or --overwrite it")
     try:
         optimizers = chosen(args.optimizer or COMPARED, OPTIMIZERS, "optimizer")
         updates = chosen(args.updates, UPDATES, "updates")
-        if args.draw:
-            document = json.loads(results.read_text())
-        else:
-            args.out.mkdir(parents=True, exist_ok=True)
-            document = compare(optimizers, updates, args.seeds, args.epochs, results)
-        write_atomically(drawn, picture(document))
     except SelectionError as error:
         made.error(str(error))
-    except (train.TrainingError, json.JSONDecodeError, OSError) as error:
-        print(f"{made.prog}: {error}", file=sys.stderr)
-        return 1
-    print(f"\n{table(document)}\n\nwritten: {results}, {drawn}")
-    return 0
+
+    def run(file: Path) -> Document:
+        return compare(optimizers, updates, args.seeds, args.epochs, file)
+
+    return command(made, args, NAME, run, picture, table)
 
 
 if __name__ == "__main__":

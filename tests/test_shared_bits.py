@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import shared_bits as bench
+from bench.recorded import RECORDED
 from tritonshare import compress, train
 from tritonshare.cli import main as tritonshare
 
@@ -38,7 +39,7 @@ def test_rows_are_the_trainers(tmp_path, capsys):
 
 
 def test_the_readme_shows_the_recorded_runs():
-    document = json.loads((bench.RECORDED / f"{bench.NAME}.json").read_text())
+    document = json.loads((RECORDED / f"{bench.NAME}.json").read_text())
     rows = {(row["seed"], row["bits"]) for row in document["rows"]}
     assert rows == {(seed, bits) for seed in document["seeds"] for bits in (None, *bench.BITS)}
     readme = (Path(__file__).parents[1] / "README.md").read_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import similarity_updates as bench
+from bench.recorded import RECORDED
 from tritonshare import checkpoint, train
 from tritonshare.cli import main as tritonshare
 
@@ -79,7 +80,7 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
 
 
 def test_the_readme_shows_the_recorded_runs():
-    document = json.loads((bench.RECORDED / f"{bench.NAME}.json").read_text())
+    document = json.loads((RECORDED / f"{bench.NAME}.json").read_text())
     runs = {(run["config"]["optimizer"], run["updates"], run["config"]["seed"]) for run in document["runs"]}
     assert runs == {(o, u, s) for o in bench.COMPARED for u in bench.UPDATES for s in range(5)}
     assert all(len(run[curve]) == document["epochs"] for run in document["runs"] for curve in bench.CURVES)

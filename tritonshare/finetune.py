@@ -71,14 +71,12 @@ def by_class(run: Run) -> list[float]:
     return [right[run.held_out_labels == number].double().mean().item() for number in classes]
 
 
-def finish(run: Run, trained: int) -> tuple[float, float]:
-    """Do it all for the options of `run`: print, and write files; returns the accuracies, dense and shared.
+def finish(run: Run, trained: int, bits: int) -> tuple[float, float]:
+    """Do it all after `trained` epochs: print, and write files; returns the accuracies, dense and shared.
 
     Raises: ArgumentError, TrainingError, OSError.
     """
     options = run.options
-    bits = options.shared_bits
-    assert bits is not None
     dense, per_class = run.evaluate()[1], by_class(run)
     drawn = sizes(run)
     print(f"\nweights shared, {bits} bits each", flush=True)

@@ -271,7 +271,7 @@ def train_on(images: data.ImageSet, options: Options, device: torch.device) -> l
     if options.shared_bits is not None:
         from tritonshare import finetune  # which is built on this module
 
-        finetune.finish(run, len(history))
+        finetune.finish(run, len(history), options.shared_bits)
     return history
 
 
