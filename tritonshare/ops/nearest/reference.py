@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from ..similarity_weight.reference import DISTANCES, square_distances
+from ..similarity_weight.reference import DISTANCES, of_squares, square_distances
 from ..similarity_weight.reference import reference as similarity_weight
 
 CHUNK = 2**24
@@ -61,10 +61,7 @@ def of_pairs(x, y, kind, gamma, eps):
     """Similarities [..., M, k] of x [..., M, K] and, for each of its rows, rows of y [..., M, k, K] of its own."""
     x = x.unsqueeze(-2)
     if kind in DISTANCES:
-        q = (x - y).square().sum(-1)
-        if kind == "euclidean":
-            return torch.where(q == 0, 0, torch.where(q == 0, 1, q).sqrt())
-        return torch.exp(-gamma * q) if kind == "rbf" else q
+        return of_squares((x - y).square().sum(-1), kind, gamma)
     d = (x * y).sum(-1)
     if kind == "dot":
         return d

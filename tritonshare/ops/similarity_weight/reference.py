@@ -18,12 +18,14 @@ def reference(x, y, kind, gamma, eps):
     if kind == "cosine":
         return unit(x, eps) @ unit(y, eps).mT
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    q = square_distances(x.to(wide), y.to(wide))
+    return of_squares(square_distances(x.to(wide), y.to(wide)), kind, gamma).to(x.dtype)
+
+
+def of_squares(q, kind, gamma):
+    """What a distance kind makes of square distances; the root's gradient at 0 is 0."""
     if kind == "euclidean":
-        q = torch.where(q == 0, 0, torch.where(q == 0, 1, q).sqrt())
-    elif kind == "rbf":
-        q = torch.exp(-gamma * q)
-    return q.to(x.dtype)
+        return torch.where(q == 0, 0, torch.where(q == 0, 1, q).sqrt())
+    return torch.exp(-gamma * q) if kind == "rbf" else q
 
 
 def unit(x, eps):
