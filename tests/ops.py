@@ -19,6 +19,24 @@ def cases(*tags):
     ]
 
 
+def laws():
+    """Every op's laws on its cases for them, as parameters (op, case, law)."""
+    return [
+        pytest.param(op, case, law, id=f"{op.name}-{case.name}-{name}")
+        for op, case in (p.values for p in cases("laws"))
+        for name, law in op.laws.items()
+    ]
+
+
+def pairs_of_law(op, case, law):
+    """What a law says is equal, on integers."""
+
+    def run(tensors, grad=None, **options):
+        return results(op, tensors, grad, **options)
+
+    return law(run, gate.make_tensors(case, torch.float32, family="integers"), case.options) or ()
+
+
 def per_sample(parameters):
     """Of parameters (op, ...) those of ops whose samples are computed one by one."""
     return [p for p in parameters if p.values[0].per_sample]

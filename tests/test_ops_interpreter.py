@@ -13,10 +13,12 @@ from tests.ops import (
     call,
     case_of,
     cases,
+    laws,
     leaves,
     moved,
     of_batch,
     ops,
+    pairs_of_law,
     per_sample,
     results,
     strided,
@@ -133,19 +135,9 @@ def test_a_sample_does_not_depend_on_its_batch(op, case):
         assert_same_bits(zip(of(slice(n, n + 1)), [t[n : n + 1] for t in everything], strict=True))
 
 
-LAWS = [
-    pytest.param(op, case, law, id=f"{op.name}-{case.name}-{name}")
-    for op, case in (p.values for p in cases("laws"))
-    for name, law in op.laws.items()
-]
-
-
-@pytest.mark.parametrize(("op", "case", "law"), LAWS)
+@pytest.mark.parametrize(("op", "case", "law"), laws())
 def test_law(op, case, law):
-    def run(tensors, grad=None, **options):
-        return results(op, tensors, grad, **options)
-
-    assert_same_bits(law(run, gate.make_tensors(case, torch.float32, family="integers"), case.options) or ())
+    assert_same_bits(pairs_of_law(op, case, law))
 
 
 # Promises on memory and gradients.

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests.ops import call, case_of, cases, leaves, ops
+from tests.ops import call, case_of, cases, laws, leaves, ops, pairs_of_law
 from tritonshare import explain, functional, gate, launch
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.op import first_of
@@ -62,6 +62,13 @@ def test_the_function_is_the_reference(op, case):
     tensors = gate.make_tensors(case, torch.float32)
     expected = op.reference(*tensors, *op.canonical(tensors, *gate.raw_options(op, case.options)))
     torch.testing.assert_close(call(op, tensors, **case.options), first_of(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("op", "case", "law"), laws())
+def test_law(op, case, law):
+    """Integers, indices among them, to the bit; what torch rounds, within what it rounds."""
+    for a, b in pairs_of_law(op, case, law):
+        torch.testing.assert_close(a, b, equal_nan=True)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..similarity_weight import SIMILARITY_WEIGHT
-from ..similarity_weight.reference import DISTANCES
+from ..similarity_weight.reference import DISTANCES, square_distances
+from ..similarity_weight.reference import reference as similarities
 
 
 def _all(tensors, options):
@@ -30,6 +31,27 @@ def ties_go_to_the_first(run, tensors, options):
     return [(values, again), (dx, dx2), (torch.cat([dy, torch.zeros_like(dy)], -2), dy2)]
 
 
+def indices_are_of_a_stable_sort(run, tensors, options):
+    """Of equal ones the first index wins, and NaN is the largest number. Every row of features comes twice."""
+    from ... import functional
+
+    kind, gamma, eps = options["kind"], options.get("gamma"), options.get("eps", 1e-8)
+    found = []
+    for finite in (True, False):
+        x, y = tensors if finite else (t.clamp(-1, 1) / 2 for t in tensors)
+        y = torch.cat([y, y], -2)
+        if not finite:
+            x[..., 0, 0], x[..., 1, -1] = torch.nan, torch.inf
+            y[..., 2, 0], y[..., 1::4, -1], y[..., 3::4, 0] = torch.nan, torch.inf, -torch.inf
+        exact = x.double(), y.double()
+        w = square_distances(*exact) if kind in DISTANCES else similarities(*exact, kind, gamma, eps)
+        order = torch.sort(w, stable=True, dim=-1, descending=kind not in DISTANCES)[1]
+        for k in (1, min(3, options["k"])):
+            indices = functional.nearest(x, y, **{**options, "k": k}).indices
+            found.append((indices, order[..., :k]))
+    return found
+
+
 def fewer_are_the_first_of_more(run, tensors, options):
     values, *_ = run(tensors, **options)
     fewer, *_ = run(tensors, **{**options, "k": 1})
@@ -49,6 +71,7 @@ LAWS = {
     for law in (
         values_are_the_best_similarities,
         ties_go_to_the_first,
+        indices_are_of_a_stable_sort,
         fewer_are_the_first_of_more,
         batches_are_independent,
     )
