@@ -20,6 +20,7 @@ from tritonshare import gate, launch
 from tritonshare.op import REGISTRY, first_of
 
 ROUNDS = {"rounds": 200, "iterations": 100, "warmup_rounds": 20}
+DRY_ROUNDS = {"rounds": 3, "iterations": 1, "warmup_rounds": 1}
 
 
 def one_sample(op):
@@ -73,7 +74,8 @@ PROVIDERS = {OURS: ours, "autograd.Function": bare, "torch": in_torch}
 @pytest.mark.parametrize("pass_", [name for name in PASSES if name != "backward"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("op", REGISTRY.values(), ids=list(REGISTRY))
-def test_host(benchmark, monkeypatch, op, provider, pass_):
+def test_host(benchmark, monkeypatch, pytestconfig, op, provider, pass_):
+    rounds = DRY_ROUNDS if pytestconfig.getoption("dry") else ROUNDS
     benchmark.group = f"{op.name} host {pass_}"
     with PROVIDERS[provider](op, monkeypatch) as (case, dtype, function):
         row = HostRow(op.name, case.name, str(dtype).removeprefix("torch."), pass_, provider)
@@ -82,12 +84,12 @@ def test_host(benchmark, monkeypatch, op, provider, pass_):
         tensors = gate.make_tensors(case, dtype)
         if pass_ == "inference":
             with torch.no_grad():
-                benchmark.pedantic(function, tensors, **ROUNDS)
+                benchmark.pedantic(function, tensors, **rounds)
             return
         leaves = gate.wanting_gradients(tensors)
         if pass_ == "training":
-            benchmark.pedantic(function, leaves, **ROUNDS)
+            benchmark.pedantic(function, leaves, **rounds)
             return
         grad = torch.empty_like(first_of(function(*leaves)))
         wanted = [t for t in leaves if t is not None and t.requires_grad]
-        benchmark.pedantic(lambda: torch.autograd.grad(first_of(function(*leaves)), wanted, grad), **ROUNDS)
+        benchmark.pedantic(lambda: torch.autograd.grad(first_of(function(*leaves)), wanted, grad), **rounds)

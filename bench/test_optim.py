@@ -62,7 +62,7 @@ def no_device(provider, monkeypatch):
 @pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize("provider", HOST_PROVIDERS)
 @pytest.mark.parametrize("count", [200, 2000])
-def test_host(benchmark, monkeypatch, count, provider, gradients):
+def test_host(benchmark, monkeypatch, pytestconfig, count, provider, gradients):
     row = HostRow(HOST_RULE, f"{count} tensors", "float32", f"step, {gradients} gradients", provider)
     benchmark.group, benchmark.params = f"{HOST_RULE} host, {count} tensors, {gradients} gradients", record(row)
     benchmark.extra_info |= benchmark.params
@@ -77,7 +77,8 @@ def test_host(benchmark, monkeypatch, count, provider, gradients):
     with no_device(provider, monkeypatch):
         of = optim_suite.PROVIDERS[provider]
         ready = of.build(RULES[HOST_RULE], parameters, RATE, False)
-        rounds = 20 if provider == "single" else 100
+        dry = pytestconfig.getoption("dry")
+        rounds, warmup = (3, 1) if dry else (20 if provider == "single" else 100, 5)
         give()
-        again = {"setup": give} if len(sets) > 1 else {"iterations": 10}
-        benchmark.pedantic(ready.step, **again, rounds=rounds, warmup_rounds=5)
+        again = {"setup": give} if len(sets) > 1 else {"iterations": 1 if dry else 10}
+        benchmark.pedantic(ready.step, **again, rounds=rounds, warmup_rounds=warmup)
