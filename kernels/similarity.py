@@ -16,8 +16,10 @@ Tiles    forward: BLOCK_M x BLOCK_N of w; the sums of squares come out of the sa
          Where a row's <x, p> needs more than one tile, or there are several splits, fp32 sums go through memory to
          `finish`
 Traffic  forward: x and y read, w written, 4 (M + N) bytes of squares for a backward. backward: g, both matrices (and
-         w, of distances) read, a gradient written, for each of dx and dy; through `finish`, 8 splits M K more
-Work     2 B M N K forward, and as much for each gradient. Near pairs 3 K more each, of their whole tile
+         w, of distances) read, a gradient written, for each of dx and dy; through `finish`, 8 splits M K more. w of
+         distances is written by another forward just before: nothing of M N is kept in between
+Work     2 B M N K forward, and as much for each gradient; of distances once more. Near pairs 3 K more each, of their
+         whole tile
 Rounding operands in their own type (fp32 in TF32 or in three products of TF32, as told); fp32 sums and squares, IEEE
          division and root; one rounding on the way out
 Order    sums over K and over rows in blocks, in turn; splits in turn. What decides the blocks is never the number of

@@ -5,11 +5,12 @@ The maximum is in kernels/nearest.py: of each row of x the best row of y.
 Axes: B pairs of matrices, M rows of x, N rows of y, K columns of both, D columns of values.
 
 Math     similarities w as in kernels/similarity.py
-         sum: o_i = sum over j of w_ij.  softmax: o_i = sum over j of p_ij v_j, p = u_i exp(w - h_i), h a row's maximum,
-         1/u the sum of its exp(w - h); on the way, with the maximum so far. h is kept apart: in a logarithm of the sum
-         it would lose the digits by which exponents differ
-         backward: w again, then g_ij = do_i, or p_ij (e_ij - sum over j of p_ij e_ij) with e_ij = <do_i, v_j>. That sum
-         has a pass of its own: <do_i, o_i> is the same but for rounding, which shows where one p_ij is nearly 1. The
+         sum: o_i = sum over j of w_ij.  softmax: o_i = sum over j of p_ij v_j, p = u_i exp(c w - h_i), c a scale, h the
+         maximum of a row's c w, 1/u the sum of its exp(c w - h); on the way, with the maximum so far. h is kept apart:
+         in a logarithm of the sum it would lose the digits by which exponents differ
+         backward: w again, then g_ij = do_i, or c p_ij (e_ij - delta_i) with e_ij = <do_i, v_j>, and delta_i the sum
+         over j of p_ij e_ij. That has a pass of its own, over its own sum of p: where one p is nearly 1 all but rounding
+         cancels, and neither <do_i, o_i> would do nor a p that is off by the rounding of another kernel's w. The
          gradients of x and y from g as in kernels/similarity.py, but that <x_i, p_i> is (sum of g w) / f where K is
          more than BLOCK_C. dv_j = sum over i of p_ij do_i
 Tiles    forward: BLOCK_M rows of x (x BLOCK_C columns of values) walk over y, BLOCK_N rows at a time. backward: BLOCK_M
@@ -18,8 +19,8 @@ Traffic  x once (again for each block of y where K is more than BLOCK_RED), y an
          cache; o, and 8 M bytes of h and u for a backward, written. No M N in any pass
 Work     2 B M N (K + D) forward; backward: w again in each pass, once per block of columns: 2 B M N (2 K + D) for each
          of dx and dy, 2 B M N (K + D) for dv and for the sums
-Rounding as in similarity, and an error of w is one of an exponent: a softmax of large squares has few digits; p is
-         rounded to the values' type where it is multiplied with them; fp32 sums
+Rounding as in similarity, and an error of c w is one of an exponent; p is rounded to the values' type where it is
+         multiplied with them; fp32 sums
 Order    rows of y (of x in dy and dv) in blocks, in turn: o and dx do not depend on how many rows x has. No atomics
 """
 
@@ -82,7 +83,7 @@ def forward(
     tl.store(o_ptr + x_rows, total.to(o_ptr.dtype.element_ty), mask=x_ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
 def forward_softmax(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -94,6 +95,7 @@ def forward_softmax(
     N,
     gamma,
     eps,
+    scale,  # c
     K: tl.constexpr,
     D: tl.constexpr,
     FACTOR_X: tl.constexpr,
@@ -125,7 +127,7 @@ def forward_softmax(
             x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
-        w = tl.where(y_ok[None, :], value_of(w, gamma, VALUE), float("-inf"))
+        w = tl.where(y_ok[None, :], value_of(w, gamma, VALUE) * scale, float("-inf"))
         largest = largest_of(w)
         largest = tl.where(largest > high, largest, high)
         base = tl.where(largest == float("-inf"), 0.0, largest)  # rows of -inf alone so far
@@ -147,13 +149,20 @@ def forward_softmax(
 
 
 @triton.jit
+def shares(w, scale, high_ptr, unit_ptr, rows, ok):
+    """p of w [rows, others]."""
+    high = tl.load(high_ptr + rows, mask=ok, other=0.0)
+    unit = tl.load(unit_ptr + rows, mask=ok, other=0.0)
+    return tl.exp(w * scale - high[:, None]) * unit[:, None]
+
+
+@triton.jit
 def slopes(
-    w, g_ptr, v_ptr, high_ptr, unit_ptr, delta_ptr, rows, ok, others, others_ok, SWAPPED: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr,
+    w, scale, g_ptr, v_ptr, high_ptr, unit_ptr, delta_ptr, rows, ok, others, others_ok, SWAPPED: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """g [BLOCK_M, BLOCK_N], the gradient of w, for rows of x and others of y; SWAPPED: of y and x. Of softmax without
-    deltas: the terms of their sums."""
+    """The gradient of w [BLOCK_M, BLOCK_N], for rows of x and others of y; SWAPPED: of y and x."""
     if high_ptr is None:
         if SWAPPED:
             g = tl.load(g_ptr + others, mask=others_ok, other=0.0).to(tl.float32)[None, :]
@@ -161,26 +170,21 @@ def slopes(
             g = tl.load(g_ptr + rows, mask=ok, other=0.0).to(tl.float32)[:, None]
         g = tl.broadcast_to(g, [BLOCK_M, BLOCK_N])
     elif SWAPPED:
-        high = tl.load(high_ptr + others, mask=others_ok, other=0.0)
-        unit = tl.load(unit_ptr + others, mask=others_ok, other=0.0)
         g, _, _ = products(
             v_ptr, g_ptr, rows, ok, others, others_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
         )
         g = g - tl.load(delta_ptr + others, mask=others_ok, other=0.0)[None, :]
-        g = tl.exp(w - high[None, :]) * unit[None, :] * g
+        g *= scale * tl.trans(shares(tl.trans(w), scale, high_ptr, unit_ptr, others, others_ok))
     else:
-        high = tl.load(high_ptr + rows, mask=ok, other=0.0)
-        unit = tl.load(unit_ptr + rows, mask=ok, other=0.0)
         g, _, _ = products(
             g_ptr, v_ptr, rows, ok, others, others_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
         )
-        if delta_ptr is not None:
-            g = g - tl.load(delta_ptr + rows, mask=ok, other=0.0)[:, None]
-        g = tl.exp(w - high[:, None]) * unit[:, None] * g
+        g = g - tl.load(delta_ptr + rows, mask=ok, other=0.0)[:, None]
+        g *= scale * shares(w, scale, high_ptr, unit_ptr, rows, ok)
     return tl.where(ok[:, None] & others_ok[None, :], g, 0.0)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
 def deltas(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -193,6 +197,7 @@ def deltas(
     N,
     gamma,
     eps,
+    scale,
     K: tl.constexpr,
     D: tl.constexpr,
     FACTOR_X: tl.constexpr,
@@ -211,6 +216,7 @@ def deltas(
     matrix = tl.program_id(0) // blocks_m
     x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
+    total = tl.zeros([BLOCK_M], tl.float32)
     delta = tl.zeros([BLOCK_M], tl.float32)
 
     for n in range(0, tl.cdiv(N, BLOCK_N)):
@@ -219,16 +225,18 @@ def deltas(
             x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
-        terms = slopes(
-            value_of(w, gamma, VALUE), g_ptr, v_ptr, high_ptr, unit_ptr, None, x_rows, x_ok, y_rows, y_ok, False, D,
-            BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
-        )  # fmt: skip
-        delta += tl.sum(terms, axis=1)
+        p = shares(value_of(w, gamma, VALUE), scale, high_ptr, unit_ptr, x_rows, x_ok)
+        p = tl.where(y_ok[None, :], p, 0.0)
+        e, _, _ = products(
+            g_ptr, v_ptr, x_rows, x_ok, y_rows, y_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
+        )
+        total += tl.sum(p, axis=1)
+        delta += tl.sum(tl.where(p == 0.0, 0.0, p * e), axis=1)
 
-    tl.store(delta_ptr + x_rows, delta, mask=x_ok)
+    tl.store(delta_ptr + x_rows, tl.div_rn(delta, tl.where(x_ok, total, 1.0)), mask=x_ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
 def backward(
     x_ptr,  # [B, M, K]: the matrix whose gradient it is
     y_ptr,  # [B, N, K]: the other one
@@ -242,6 +250,7 @@ def backward(
     N,
     gamma,
     eps,
+    scale,
     SWAPPED: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -279,8 +288,8 @@ def backward(
         )  # fmt: skip
         w = value_of(q, gamma, VALUE)
         a = slopes(
-            w, g_ptr, v_ptr, high_ptr, unit_ptr, delta_ptr, x_rows, x_ok, y_rows, y_ok, SWAPPED, D, BLOCK_M, BLOCK_N,
-            BLOCK_RED, DOT_TYPE, PRECISION,
+            w, scale, g_ptr, v_ptr, high_ptr, unit_ptr, delta_ptr, x_rows, x_ok, y_rows, y_ok, SWAPPED, D, BLOCK_M,
+            BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         if distance:
             a = SLOPE(a, w, gamma)
@@ -317,7 +326,7 @@ def backward(
     tl.store(dx_ptr + (x_rows[:, None] * K + offs_c[None, :]), p.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
 def backward_values(
     y_ptr,  # [B, N, K]
     x_ptr,  # [B, M, K]
@@ -329,6 +338,7 @@ def backward_values(
     M,
     gamma,
     eps,
+    scale,
     K: tl.constexpr,
     D: tl.constexpr,
     FACTOR_X: tl.constexpr,
@@ -360,7 +370,7 @@ def backward_values(
         )  # fmt: skip
         high = tl.load(high_ptr + x_rows, mask=x_ok, other=0.0)
         unit = tl.load(unit_ptr + x_rows, mask=x_ok, other=0.0)
-        p = tl.where(x_ok[None, :], tl.exp(value_of(w, gamma, VALUE) - high[None, :]) * unit[None, :], 0.0)
+        p = tl.where(x_ok[None, :], tl.exp(value_of(w, gamma, VALUE) * scale - high[None, :]) * unit[None, :], 0.0)
         g = load_rows(g_ptr, x_rows, x_ok, first, D, BLOCK_C)
         acc = dot(p, g, acc, DOT_TYPE, PRECISION)
 

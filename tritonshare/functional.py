@@ -255,7 +255,7 @@ def similarity_weight(
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
 
-    The backward keeps a number per row; of distances, also the output itself, as torch.cdist does.
+    For the backward a number per row is kept, and no M x N: distances are computed again.
     """
     return folded(SIMILARITY_WEIGHT, x, y, kind, gamma, eps)
 
@@ -309,6 +309,7 @@ def similarity_reduce(
     kind: str = "projection",
     gamma: float | None = None,
     eps: float = 1e-8,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """A reduction over the similarities of each row of x to all rows of y, which are never in memory.
 
@@ -317,9 +318,11 @@ def similarity_reduce(
         y: [..., N, K], N at least 1, same dtype. Leading axes broadcast, as in matmul.
         values: [..., N, D] of "softmax_matmul", same dtype; else None.
         reduce: "sum"; "max", which the first of equal ones wins (distances, "rbf" too, being compared by their squares
-            in float32), and NaN; "softmax_matmul", softmax(W, dim=-1) @ values. Of "sqeuclidean" it is not held to the
-            numeric gate: large squares in an exponent cost digits, and results missed it in 7 of 60 random cases.
+            in float32), and NaN; "softmax_matmul", softmax(W / temperature, dim=-1) @ values, with -W for W where W is
+            "euclidean" or "sqeuclidean": as in nearest, small distances count most.
         kind, gamma, eps: of similarity_weight.
+        temperature: of "softmax_matmul", positive. An error of W / temperature is one of an exponent: where it is many
+            times 1, as of squares of many columns, float32 results have fewer digits, and may have fewer than torch's.
 
     Returns:
         [..., M], or [..., M, D] of "softmax_matmul". Gradients go to x, y and values; of "max", to the maximum alone.
@@ -330,7 +333,7 @@ def similarity_reduce(
 
     For the backward a number or two per row are kept, and similarities are computed again.
     """
-    return folded_with_values(SIMILARITY_REDUCE, x, y, values, reduce, kind, gamma, eps)
+    return folded_with_values(SIMILARITY_REDUCE, x, y, values, reduce, kind, gamma, eps, temperature)
 
 
 def cdist(

@@ -10,11 +10,10 @@ import torch
 import torch.distributed as dist
 
 from ..check import ArgumentError, ArgumentTypeError
-from ..functional import nearest, segment_sum, similarity_weight
+from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
+from ..ops.similarity_weight.reference import DISSIMILARITIES, KINDS
 from .arguments import gamma_of, number_of, one_of, positive_integer
 
-KINDS = ("euclidean", "sqeuclidean", "cosine", "dot", "projection", "rbf")
-DISTANCES = ("euclidean", "sqeuclidean")
 UPDATES = ("mean", "learned", "fixed")
 ASSIGNMENTS = ("hard", "soft")
 STATISTICS = ("counts", "sums")
@@ -175,14 +174,13 @@ class FeatureMaps(torch.nn.Module):
             features = self.features.to(x.dtype)
             found = nearest(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps)
             indices, values = found.indices[:, 0], found.values[:, 0]
-            weights = None
             if self.assign == "soft":
-                weights = torch.softmax(self._logits(x, features), -1)
-                output = weights @ features.clone()  # an update may write the features before the backward
+                features = features.clone()  # an update may write them before the backward
+                output = self._mixture(x, features, features)
             else:
                 output = _Gather.apply(features, indices) + (x - x.detach())
             if self.training and self.update == "mean":
-                self._update(x.detach(), indices, values.detach(), None if weights is None else weights.detach())
+                self._update(x.detach(), indices, values.detach())
         shape = input.shape[:-1]
         return Assigned(output.view(input.shape), indices.view(shape), values.view(shape))
 
@@ -191,9 +189,11 @@ class FeatureMaps(torch.nn.Module):
         self._check(input)
         return similarity_weight(input, self.features.to(input.dtype), kind=self.kind, gamma=self.gamma, eps=self.eps)
 
-    def _logits(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        values = similarity_weight(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps)
-        return (-values if self.kind in DISTANCES else values) / self.temperature
+    def _mixture(self, x: torch.Tensor, features: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return similarity_reduce(
+            x, features, values, reduce="softmax_matmul", kind=self.kind, gamma=self.gamma, eps=self.eps,
+            temperature=self.temperature,
+        )  # fmt: skip
 
     def _check(self, x: Any, axes: str = "...") -> None:
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
@@ -209,14 +209,13 @@ class FeatureMaps(torch.nn.Module):
     # The moving average.
 
     @torch.no_grad()
-    def _update(self, x: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, weights: Any) -> None:
+    def _update(self, x: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
         counted = self._clipped(x.to(self.sums.dtype))
-        if weights is None:
+        if self.assign == "soft":
+            total = self._soft_sums(x.to(counted.dtype), counted)
+        else:
             sums, counts = segment_sum(counted, indices, self.num_features), self._numbers(indices)
             total = torch.cat((sums, counts.to(sums.dtype)), 1)
-        else:
-            weights = weights.to(counted.dtype)
-            total = torch.cat((weights.T @ counted, weights.sum(0)[:, None]), 1)
         total = self._over_processes(total)
         if not bool(total.isfinite().all()):
             raise ArgumentError("FeatureMaps: input has values that are not finite: nothing is updated")
@@ -241,6 +240,15 @@ class FeatureMaps(torch.nn.Module):
         norms = x.norm(dim=1, keepdim=True)
         return x * (self.clip / norms.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1)
 
+    def _soft_sums(self, x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """[num_features, dim + 1]: by the weights of soft assignment, sums of `counted` and, last, of ones. They are the
+        gradient of mixtures to their values, for which no weight of every pair is in memory."""
+        values = counted.new_zeros(self.num_features, self.dim + 1, requires_grad=True)
+        with torch.enable_grad():
+            mixtures = self._mixture(x, self.features.detach().to(x.dtype), values)
+        ones = counted.new_ones(len(counted), 1)
+        return torch.autograd.grad(mixtures, values, torch.cat((counted, ones), 1))[0]
+
     def _numbers(self, indices: torch.Tensor) -> torch.Tensor:
         """[num_features, 1]: how many inputs each feature has. Integers are exact in any order."""
         zeros = torch.zeros(self.num_features, dtype=torch.int64, device=indices.device)
@@ -264,7 +272,7 @@ class FeatureMaps(torch.nn.Module):
             moved = self._normal((len(order), self.dim), 1).to(fullest)
             rows = fullest + moved * (0.01 * fullest.norm() / math.sqrt(self.dim))
         else:
-            rows = self._farthest(x, values if self.kind in DISTANCES else -values, len(order))
+            rows = self._farthest(x, values if self.kind in DISSIMILARITIES else -values, len(order))
             order = order[: len(rows)]
         self.features[order] = rows.to(self.features.dtype)
         self.counts[order] = 1

@@ -17,16 +17,16 @@ CASES = (
     # tiny: the plain geometry, exact and ragged tiles, every pooling
     case("ragged", "tiny laws", (3, 3, 9, 7), (5, 3, 3, 3)),
     case("exact", "tiny", (2, 16, 8, 8), (16, 16, 3, 3), padding=1),
-    case("many_tiles", "tiny", (3, 3, 11, 9), (18, 3, 3, 3), padding=1),
+    case("many_tiles", "tiny", (3, 3, 7, 9), (18, 3, 3, 3), padding=1),
     case("split_pixels", "edge", (5, 2, 16, 16), (3, 2, 1, 1)),
-    case("article_k5", "edge", (1, 3, 8, 8), (32, 3, 5, 5), padding=2),
+    case("article_k5", "edge", (1, 3, 6, 6), (32, 3, 5, 5), padding=2),
     case("avg", "tiny codegen", (2, 4, 9, 9), (6, 4, 3, 3), pool="avg"),
     case("no_pool", "tiny codegen", (2, 4, 7, 6), (6, 4, 3, 3), pool=None),
     # edge: one axis of difficulty each
     case("size_one", "edge", (1, 1, 1, 1), (1, 1, 1, 1), pool_size=1),
     case("empty_batch", "edge", (0, 3, 8, 8), (4, 3, 3, 3)),
     case("no_bias", "edge", (2, 3, 8, 8), (4, 3, 3, 3), bias=False),
-    case("one_channel", "edge", (3, 1, 10, 10), (4, 1, 5, 5)),
+    case("one_channel", "edge", (3, 1, 8, 8), (4, 1, 5, 5)),
     case("pointwise", "edge", (2, 17, 6, 6), (18, 17, 1, 1)),
     case("strided", "edge", (2, 3, 13, 12), (4, 3, 3, 3), stride=2, padding=1),
     case("stride_over_filter", "edge", (2, 3, 14, 15), (4, 3, 2, 2), stride=3),
@@ -37,16 +37,16 @@ CASES = (
     case("same_even", "edge", (2, 3, 8, 9), (4, 3, 2, 4), padding="same"),
     case("four_sides", "edge", (1, 3, 8, 8), (4, 3, 3, 3), padding=(0, 2, 1, 0)),
     case("groups", "edge laws codegen", (2, 6, 8, 8), (9, 2, 3, 3), groups=3, padding=1),
-    case("depthwise", "edge", (2, 5, 8, 8), (5, 1, 3, 3), groups=5, padding=1),
-    case("overlapping_windows", "edge laws", (2, 3, 11, 11), (4, 3, 3, 3), **IMPALA_POOL),
+    case("depthwise", "edge", (2, 3, 8, 8), (3, 1, 3, 3), groups=3, padding=1),
+    case("overlapping_windows", "edge laws", (2, 3, 7, 9), (4, 3, 3, 3), **IMPALA_POOL),
     case("gap_between_windows", "edge", (1, 3, 13, 13), (4, 3, 3, 3), pool_size=2, pool_stride=3),
     case("ceil_mode", "edge", (1, 3, 10, 11), (4, 3, 3, 3), pool_size=3, pool_stride=2, ceil_mode=True),
     case("ceil_mode_padded", "edge laws codegen", (1, 2, 10, 10), (3, 2, 3, 3), pool_size=3, pool_stride=3,
          pool_padding=1, ceil_mode=True),
     case("window_8x8", "edge", (1, 2, 10, 10), (3, 2, 2, 2), pool_size=8),
-    case("window_is_the_map", "edge", (2, 3, 8, 8), (4, 3, 3, 3), pool_size=6),
-    case("avg_padded", "edge", (2, 3, 9, 9), (4, 3, 3, 3), pool="avg", pool_size=3, pool_stride=2, pool_padding=1),
-    case("avg_excluding_pad", "edge", (2, 3, 9, 9), (4, 3, 3, 3), pool="avg", pool_size=3, pool_stride=2,
+    case("window_is_the_map", "edge", (2, 3, 7, 7), (4, 3, 3, 3), pool_size=5),
+    case("avg_padded", "edge", (2, 3, 7, 9), (4, 3, 3, 3), pool="avg", pool_size=3, pool_stride=2, pool_padding=1),
+    case("avg_excluding_pad", "edge", (1, 3, 9, 9), (4, 3, 3, 3), pool="avg", pool_size=3, pool_stride=2,
          pool_padding=1, count_include_pad=False),
     case("avg_ceil", "edge", (1, 3, 10, 9), (4, 3, 3, 3), pool="avg", pool_size=3, pool_stride=2, pool_padding=1,
          ceil_mode=True),
@@ -113,6 +113,6 @@ def draw(rng: random.Random) -> Case:
     for i in (0, 1):
         conv = options["pool_size"][i] if options["pool"] else 1
         span = options["dilation"][i] * (taps[i] - 1) + 1
-        sizes.append(span + (conv - 1) * options["stride"][i] + rng.randint(0, 6))
+        sizes.append(span + (conv - 1) * options["stride"][i] + rng.randint(0, 4))
     shapes = ((rng.randint(1, 3), channels, *sizes), (filters, channels // groups, *taps))
     return case("drawn", "drawn", *shapes, bias=rng.random() < 0.7, **options)

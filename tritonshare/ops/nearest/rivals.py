@@ -7,7 +7,7 @@ import importlib
 import torch
 
 from ...op import Rival, Unavailable
-from ..similarity_weight.reference import DISTANCES
+from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES
 from ..similarity_weight.rivals import eager as similarities
 
 
@@ -15,7 +15,7 @@ def all_pairs(options):
     """All similarities in memory, then the best of them."""
     kind, k, gamma, eps = options
     of = similarities((kind, gamma, eps))
-    smallest = kind in DISTANCES and kind != "rbf"
+    smallest = kind in DISSIMILARITIES
 
     def run(x, y):
         w = of(x, y)

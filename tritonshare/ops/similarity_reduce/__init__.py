@@ -11,13 +11,13 @@ from .reference import reference
 from .rivals import RIVALS
 
 
-def canonical(tensors, reduce, kind, gamma, eps):
-    return (reduce, kind, None if gamma is None else float(gamma), float(eps))
+def canonical(tensors, reduce, kind, gamma, eps, temperature):
+    return (reduce, kind, None if gamma is None else float(gamma), float(eps), float(temperature))
 
 
 SIMILARITY_REDUCE = Op(
     name="similarity_reduce",
-    schema="(Tensor x, Tensor y, Tensor? values, str reduce, str kind, float? gamma, float eps)",
+    schema="(Tensor x, Tensor y, Tensor? values, str reduce, str kind, float? gamma, float eps, float temperature)",
     outputs=4,  # and what is saved: indices and squares of a maximum, or a softmax's maximum and sum
     contract=CONTRACT,
     canonical=canonical,

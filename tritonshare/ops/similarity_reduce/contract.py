@@ -35,6 +35,15 @@ def _axes(a):
     return None
 
 
+def _temperature(a):
+    value = a["temperature"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        return f"must be a positive number, but is {value!r}"
+    if value != 1 and a["reduce"] != "softmax_matmul":
+        return f"belongs to reduce 'softmax_matmul', but reduce is {a['reduce']!r}"
+    return None
+
+
 CONTRACT = (
     *two_matrices("x", "y"),
     some_columns("x"),
@@ -43,6 +52,12 @@ CONTRACT = (
     check.choice("reduce", REDUCTIONS),
     check.tensor("values", optional=True),
     check.relation("values", _wanted, lambda a: {"values": None}, lambda a: {"reduce": "sum"}),
+    check.relation(
+        "temperature",
+        _temperature,
+        *(lambda a, t=t: {"temperature": t} for t in (0.0, -1.0, float("nan"), "1")),
+        lambda a: {"reduce": "sum", "values": None, "temperature": 2.0},
+    ),
     check.same_dtype("values", "x"),
     check.same_device("values", "x"),
     check.relation(

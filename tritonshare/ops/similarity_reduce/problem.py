@@ -16,6 +16,7 @@ from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around, power_of_two
 from ..nearest.problem import PairsProblem
 from ..similarity_weight.problem import RowsProblem
+from ..similarity_weight.reference import DISSIMILARITIES
 
 BACKWARD = "backward"  # the kernel of the gradients of both matrices
 SOFTMAX = "forward_softmax"
@@ -36,7 +37,7 @@ class MaximumProblem(PairsProblem):
     kept: tuple[bool, ...]
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        _, kind, gamma, eps = options
+        _, kind, gamma, eps, _ = options
         super().__init__(tensors, options, kind, 1, gamma, eps)
         self.kept = (self.reads_values, True, *self.saves)
 
@@ -145,8 +146,10 @@ class TotalProblem(RowsProblem):
     op = "similarity_reduce"
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        super().__init__(tensors, options, *options[1:])
+        _, kind, gamma, eps, temperature = options
+        super().__init__(tensors, options, kind, gamma, eps)
         values = tensors[2]
+        self.scale = (-1 if kind in DISSIMILARITIES else 1) / temperature
         self.d = 0 if values is None else int(values.shape[-1])
         self.passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
         if self.d:
@@ -235,7 +238,7 @@ class TotalProblem(RowsProblem):
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         grid, ends = self._grid("forward", matrices, m, self.d), (m, self.n, self.gamma, self.eps)
         if self.d:
-            self._forward(grid, x.contiguous(), y.contiguous(), values.contiguous(), out, high, unit, *ends)
+            self._forward(grid, x.contiguous(), y.contiguous(), values.contiguous(), out, high, unit, *ends, self.scale)
         else:
             self._forward(grid, x.contiguous(), y.contiguous(), out, *ends)
         return outs
@@ -259,7 +262,7 @@ class TotalProblem(RowsProblem):
         grad = grad.contiguous()
         _, high, unit, _ = outs
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], self.n
-        numbers = (self.gamma, self.eps)
+        numbers = (self.gamma, self.eps, self.scale)
         delta = None
         if self.d and any(needs[:2]):
             delta = torch.empty_like(high)

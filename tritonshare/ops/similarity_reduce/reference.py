@@ -6,16 +6,16 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..nearest.reference import CHUNK, of_pairs, parts_of_rows, taken, without_autocast
-from ..similarity_weight.reference import DISTANCES, square_distances
+from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES, square_distances
 from ..similarity_weight.reference import reference as similarity_weight
 
 
-def reference(x, y, values, reduce, kind, gamma, eps):
+def reference(x, y, values, reduce, kind, gamma, eps, temperature):
     with without_autocast(x):
-        return reduced(x, y, values, reduce, kind, gamma, eps)
+        return reduced(x, y, values, reduce, kind, gamma, eps, temperature)
 
 
-def reduced(x, y, values, reduce, kind, gamma, eps):
+def reduced(x, y, values, reduce, kind, gamma, eps, temperature):
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     a, b, v = (None if t is None else t.to(wide) for t in (x, y, values))
     if reduce == "max":
@@ -24,7 +24,9 @@ def reduced(x, y, values, reduce, kind, gamma, eps):
 
     def of(rows, b, v):
         w = similarity_weight(rows, b, kind, gamma, eps)
-        return w.sum(-1, keepdim=True) if v is None else torch.softmax(w, -1) @ v
+        if v is None:
+            return w.sum(-1, keepdim=True)
+        return torch.softmax((-w if kind in DISSIMILARITIES else w) / temperature, -1) @ v
 
     if a.shape[:-1].numel() * b.shape[-2] <= CHUNK:
         out = of(a, b, v)

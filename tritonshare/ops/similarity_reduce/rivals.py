@@ -8,19 +8,20 @@ import torch
 import torch.nn.functional as F
 
 from ...op import Rival, Unavailable
-from ..similarity_weight.reference import DISTANCES
+from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES
 from ..similarity_weight.rivals import eager as similarities
 
 
 def all_pairs(options):
     """All similarities in memory, then their reduction."""
-    reduce, *of_kind = options
+    reduce, *of_kind, temperature = options
     of = similarities(tuple(of_kind))
+    sign = -1 if of_kind[0] in DISSIMILARITIES else 1
 
     def run(x, y, values):
         w = of(x, y)
         if reduce == "softmax_matmul":
-            return torch.softmax(w, -1) @ values
+            return torch.softmax(w * (sign / temperature), -1) @ values
         return w.sum(-1) if reduce == "sum" else w.amax(-1)
 
     return run
@@ -32,7 +33,7 @@ def compiled_all_pairs(options):
 
 def attention(options):
     """torch's own fused attention, with scaled rows for similarities."""
-    reduce, kind, _, eps = options
+    reduce, kind, _, eps, temperature = options
     if reduce != "softmax_matmul" or kind in DISTANCES:
         raise Unavailable(f"it has no {reduce} of {kind}")
 
@@ -43,7 +44,7 @@ def attention(options):
             x = x / x.square().sum(-1, keepdim=True)
         lead = (1,) * (4 - x.dim())  # fused for four axes
         q, k, v = (t.reshape(*lead, *t.shape) for t in (x, y, values))
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        out = F.scaled_dot_product_attention(q, k, v, scale=1 / temperature)
         return out.reshape(*x.shape[:-1], values.shape[-1])
 
     return run
@@ -55,7 +56,8 @@ def keops(options):
         LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
     except Exception as error:
         raise Unavailable(f"pykeops cannot be imported ({type(error).__name__}: {error})") from error
-    reduce, kind, gamma, _ = options
+    reduce, kind, gamma, _, temperature = options
+    sign = -1 if kind in DISSIMILARITIES else 1
     if kind not in ("dot", *DISTANCES):
         raise Unavailable(f"it has no {kind}")
 
@@ -68,7 +70,7 @@ def keops(options):
             w = w.sqrt() if kind == "euclidean" else w if kind == "sqeuclidean" else (-gamma * w).exp()
         axis = x.dim() - 1
         if reduce == "softmax_matmul":
-            return w.sumsoftmaxweight(LazyTensor(values.unsqueeze(-3)), dim=axis)
+            return (w * (sign / temperature)).sumsoftmaxweight(LazyTensor(values.unsqueeze(-3)), dim=axis)
         return (w.sum(dim=axis) if reduce == "sum" else w.max(dim=axis)).squeeze(-1)
 
     return run

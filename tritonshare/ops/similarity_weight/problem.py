@@ -134,8 +134,7 @@ class SimilarityProblem(RowsProblem):
         super().__init__(tensors, options, *options)
         self.saves = (self.distance or self.functions.factor_x is not None,
                       self.distance or self.functions.factor_y is not None)  # fmt: skip
-        # distances are differentiated through themselves: the output is kept, which the caller has anyway
-        self.kept = (self.distance, *self.saves)
+        self.kept = (False, *self.saves)
 
     # Plans and launchers.
 
@@ -237,8 +236,11 @@ class SimilarityProblem(RowsProblem):
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         x, y = tensors
-        w, s, t = (out if kept else None for out, kept in zip(outs, self.kept, strict=True))
+        _, s, t = (out if kept else None for out, kept in zip(outs, self.kept, strict=True))
         dx, dy = grads = self.allocate_gradients(tensors, needs)
+        # distances are differentiated through themselves: they are computed again, once for both gradients, so that no
+        # M x N is kept meanwhile
+        w = self.forward(x, y, save=False)[0] if self.distance else None
         read = (grad.contiguous(), w)
         if dx is not None:
             self._gradient("backward_x", dx, x.contiguous(), y.contiguous(), *read, s, t)
@@ -289,7 +291,9 @@ class SimilarityProblem(RowsProblem):
         flops = 2 * matrices * m * n * k
         costs = {"forward": Cost(x + y + w + (squares if any(needs) else 0), flops)}
         read = w * (1 + self.distance) + x + y + squares
+        again = self.distance  # distances, before the first gradient
         for name, needed, written in (("backward_x", needs[0], x), ("backward_y", needs[1], y)):
             if needed:
-                costs[name] = Cost(read + written, flops)
+                costs[name] = Cost(read + written + again * (x + y + w), flops * (1 + again))
+                again = False
         return costs

@@ -6,6 +6,7 @@ import torch
 
 KINDS = ("projection", "dot", "cosine", "euclidean", "sqeuclidean", "rbf")
 DISTANCES = ("euclidean", "sqeuclidean", "rbf")
+DISSIMILARITIES = ("euclidean", "sqeuclidean")  # the smaller, the more similar
 DIRECT = 2**22  # differences of so many elements are held in memory; with more, products in fp64 take their place
 
 
