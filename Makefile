@@ -8,7 +8,7 @@ PYTHON ?= python3
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 ARGS ?=
 RUN := .venv/bin/python
-PYTEST := $(RUN) -m pytest -q -n auto
+PYTEST := $(RUN) -m pytest -q -n auto --dist worksteal
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
 OLDEST := PYTHONPATH=$(CURDIR)/.triton36
 
@@ -31,7 +31,8 @@ interpreter: .venv/ready
 codegen: .venv/ready
 	$(PYTEST) --lane codegen
 
-# a whole dry day takes minutes: `oldest` runs it, with the Triton that machines with a GPU tend to have
+# a whole dry day takes minutes: `oldest` runs it, with the Triton that machines with a GPU tend to have, and codegen
+# beside it
 stub: .venv/ready
 	$(PYTEST) --lane stub --deselect tests/test_gpu_day.py::test_a_dry_day_leaves_what_a_day_leaves
 	$(RUN) -m pytest -q bench --benchmark-disable
@@ -41,8 +42,7 @@ bench: .venv/ready
 	$(RUN) -m pytest bench --benchmark-columns=median,iqr,min,rounds $(ARGS)
 
 oldest: .venv/ready .triton36/ready
-	$(OLDEST) $(PYTEST) --lane stub
-	$(OLDEST) $(PYTEST) --lane codegen
+	$(OLDEST) $(PYTEST) -m '(stub or codegen) and not once'
 	$(OLDEST) TRITON_INTERPRET=1 $(PYTEST) --lane interpreter
 
 # torch first and by itself, so that what follows takes the build it found (a CPU build where one is offered)

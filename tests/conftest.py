@@ -9,7 +9,8 @@
                  kernels then leave nothing is asserted. Only by its name
 
 A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run. The marker
-`repetition` is of the cases that a short run may leave out.
+`repetition` is of the cases that a short run may leave out, `long` of tests that others should run beside, `once` of
+those that the oldest Triton does not run again.
 """
 
 import fcntl
@@ -32,6 +33,8 @@ def pytest_configure(config):
     for lane in LANES:
         config.addinivalue_line("markers", f"{lane}: runs in the {lane} lane")
     config.addinivalue_line("markers", "repetition: does for one more case what another test does")
+    config.addinivalue_line("markers", "once: of command lines and files, or what a dry day does, too")
+    config.addinivalue_line("markers", "long: begins first, so that no process waits for it alone")
     lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
     if lane and (lane == "interpreter") != interpreted:
         raise pytest.UsageError(f"--lane {lane} needs a process with{'out' * interpreted} TRITON_INTERPRET=1")
@@ -55,7 +58,7 @@ def pytest_collection_modifyitems(config, items):
             raise pytest.UsageError(f"{item.nodeid} names no lane")
         (kept if marks & wanted else others).append(item)
     config.hook.pytest_deselected(items=others)
-    items[:] = kept
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.hookimpl(wrapper=True)

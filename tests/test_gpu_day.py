@@ -53,6 +53,7 @@ def outcomes(summary):
     return {line[:10].strip(): line[11:23].strip() for line in rows}
 
 
+@pytest.mark.long
 def test_a_dry_day_leaves_what_a_day_leaves(start, checkout, tmp_path):
     out = tmp_path / "day"
     day = start("--dry", "--out", out, "--revision", "abc", 15)
@@ -87,6 +88,7 @@ def test_a_dry_day_leaves_what_a_day_leaves(start, checkout, tmp_path):
     assert not list(checkout.rglob("__pycache__"))
 
 
+@pytest.mark.once
 def test_what_there_is_no_time_for_is_left_out_and_told(start, tmp_path):
     day = start("--dry", "--out", tmp_path / "day", 0)
     printed, _ = day.communicate()
@@ -111,6 +113,7 @@ def test_an_interrupted_day_leaves_what_it_had(start, tmp_path):
         assert "facts.log" in logs.getnames()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -128,6 +131,7 @@ def test_bad_usage_is_one_sentence(start, arguments, sentence):
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.once
 def test_without_a_gpu_it_says_so(start, tmp_path):
     day = start("--out", tmp_path / "day", 1)
     _, errors = day.communicate()

@@ -221,6 +221,7 @@ def bench(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.once
 def test_without_a_gpu_rows_are_left_out_with_the_reason():
     done = bench("-rs")
     assert done.returncode == 0
@@ -228,6 +229,7 @@ def test_without_a_gpu_rows_are_left_out_with_the_reason():
     assert "1 skipped" in done.stdout
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -244,6 +246,7 @@ def test_bad_usage_is_one_sentence(arguments, sentence):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.once
 def test_results_are_what_the_report_and_pytest_benchmark_read(tmp_path):
     path = tmp_path / "suite.json"
     arguments = ["--dry", "--case", "lenet5_conv2", "--dtype", "bf16", "--pass", "training", "--revision", "abc"]
@@ -265,6 +268,7 @@ def test_results_are_what_the_report_and_pytest_benchmark_read(tmp_path):
     assert "lenet5_conv2" in compared.stdout
 
 
+@pytest.mark.once
 def test_rows_for_which_no_time_is_left_are_told(tmp_path):
     path = tmp_path / "suite.json"
     done = bench("--dry", "--case", "lenet5_conv2", "--dtype", "bf16", "--minutes", "0", "--results", str(path))
