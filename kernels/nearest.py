@@ -10,12 +10,13 @@ Math     similarities w as in kernels/similarity.py; kinds that are distances ar
          <y_j, p_j> is (sum of g w) / h
 Tiles    forward: BLOCK_M rows of x walk over y, BLOCK_N rows at a time, with the best so far in registers: one number
          and index per row; or [BLOCK_M, TOP] of both in 64 bits, in no order, into which a block's best enters for the
-         worst, as long as there is a row in which it beats that
+         worst, as long as there is a row in which it beats that. Few rows of x would keep few processors busy: there y
+         is split, and `merge` finds the best of all splits' best
          backward_x: BLOCK_M rows, BLOCK_C columns at a time. backward_features: BLOCK_D columns of one piece of the
          pairs of one row of y, as in kernels/segment.py, whose sum_pieces adds up pieces
-Traffic  forward: x once (again for each block of y where K is more than BLOCK_RED), y once per BLOCK_M rows of x, from
-         the cache; 12 COUNT M written. No M N. backward: g, indices, x and the chosen rows of y read, dx written; dy: a
-         sort of the indices, and x read COUNT times
+Traffic  forward: x once per split (again for each block of y where K is more than BLOCK_RED), y once per BLOCK_M rows
+         of x, from the cache; 12 COUNT M written, and 16 TOP M more for each of several splits. No M N. backward: g,
+         indices, x and the chosen rows of y read, dx written; dy: a sort of the indices, and x read COUNT times
 Work     2 B M N K forward; 2 or 3 B M COUNT K for each gradient
 Rounding as similarity.forward; gradients in fp32 but for what is loaded, one rounding on the way out
 Order    which pairs are chosen depends on no order: pairs are compared exactly. Gradients add pairs in turn. No atomics
@@ -25,11 +26,23 @@ import triton
 import triton.language as tl
 
 from .segment import bounds, columns, sum_lanes
-from .similarity import any_of, finished, is_near, load_rows, products, rows_of, square_distances, squares
+from .similarity import (
+    any_of,
+    finished,
+    is_near,
+    load_rows,
+    place_in_splits,
+    products,
+    rows_of,
+    square_distances,
+    squares,
+    store_rows,
+)
 from .tile import dot
 
 MISSING = tl.constexpr(0x7FFFFFFF)  # worse than any number's integer
 NAN = tl.constexpr(0x7FC00000)
+NOTHING = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # worse than any key with its index
 
 
 # A number -> an integer, the smaller the better, and back.
@@ -151,7 +164,21 @@ def number_of(key, gamma, NUMBER: tl.constexpr, VALUE: tl.constexpr):
     return w
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit
+def store_best(
+    w_ptr, index_ptr, top, rows, ok, gamma, COUNT: tl.constexpr, NUMBER: tl.constexpr, VALUE: tl.constexpr
+):
+    """The first COUNT of `top` [rows, any], key and index in 64 bits, in their order."""
+    for c in range(0, COUNT):
+        best = tl.min(top, axis=1)
+        top = tl.where(top == best[:, None], NOTHING, top)
+        w = number_of((best >> 32).to(tl.int32), gamma, NUMBER, VALUE)
+        tl.store(w_ptr + rows * COUNT + c, w.to(w_ptr.dtype.element_ty), mask=ok)
+        if index_ptr is not None:
+            tl.store(index_ptr + rows * COUNT + c, best & 0xFFFFFFFF, mask=ok)
+
+
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps"])
 def forward(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -159,8 +186,10 @@ def forward(
     index_ptr,  # int64 [B, M, COUNT] or None
     s_ptr,  # fp32 [B, M] or None: where squares of x are left
     t_ptr,  # fp32 [B, N] or None: likewise of y
+    partial_ptr,  # int64 [splits, B, M, TOP], keys and indices for `merge`, or None where there is one split
     M,
     N,
+    per_split,  # rows of y, a multiple of BLOCK_N
     gamma,
     eps,
     COUNT: tl.constexpr,
@@ -179,9 +208,7 @@ def forward(
     PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    blocks_m = tl.cdiv(M, BLOCK_M)
-    matrix = tl.program_id(0) // blocks_m
-    m = tl.program_id(0) % blocks_m
+    split, matrix, m, _, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     best = tl.full([BLOCK_M], MISSING, tl.int32)
@@ -190,8 +217,8 @@ def forward(
         first = (tl.full([BLOCK_M], MISSING, tl.int32).to(tl.int64) << 32)[:, None]
         top = first + tl.arange(0, TOP)[None, :]
 
-    for n in range(0, tl.cdiv(N, BLOCK_N)):
-        y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+        y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
         w, t = pairs(
             x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
@@ -199,7 +226,7 @@ def forward(
         if t_ptr is not None:
             if m == 0:
                 tl.store(t_ptr + y_rows, t, mask=y_ok)
-        offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
+        offs_n = start + tl.arange(0, BLOCK_N)
         keys = tl.where(y_ok[None, :], KEY(w), MISSING)
         if COUNT == 1:
             key, place = best_of(keys, offs_n)
@@ -209,17 +236,36 @@ def forward(
             top = entered(top, keys, offs_n)
 
     if s_ptr is not None:
-        tl.store(s_ptr + x_rows, s, mask=x_ok)
-    for c in range(0, COUNT):
-        if COUNT > 1:
-            packed = tl.min(top, axis=1)
-            top = tl.where(top == packed[:, None], 0x7FFFFFFFFFFFFFFF, top)
-            best = (packed >> 32).to(tl.int32)
-            index = packed.to(tl.int32)
-        w = number_of(best, gamma, NUMBER, VALUE)
-        tl.store(w_ptr + x_rows * COUNT + c, w.to(w_ptr.dtype.element_ty), mask=x_ok)
-        if index_ptr is not None:
-            tl.store(index_ptr + x_rows * COUNT + c, index.to(tl.int64), mask=x_ok)
+        if split == 0:
+            tl.store(s_ptr + x_rows, s, mask=x_ok)
+    if COUNT == 1:
+        top = ((best.to(tl.int64) << 32) + index)[:, None]
+    if partial_ptr is None:
+        store_best(w_ptr, index_ptr, top, x_rows, x_ok, gamma, COUNT, NUMBER, VALUE)
+    else:
+        store_rows(partial_ptr, top, x_rows + split * count, x_ok, 0, TOP, TOP)
+
+
+@triton.jit(do_not_specialize=["splits", "gamma"])
+def merge(
+    partial_ptr,  # int64 [splits, rows, TOP]
+    w_ptr,  # [rows, COUNT]
+    index_ptr,  # int64 [rows, COUNT] or None
+    splits,
+    count: tl.int64,  # of rows
+    gamma,
+    COUNT: tl.constexpr,
+    TOP: tl.constexpr,
+    KEPT: tl.constexpr,  # a power of two, at least splits * TOP
+    VALUE: tl.constexpr,
+    NUMBER: tl.constexpr,
+):
+    """A row's best of all splits."""
+    row = tl.cast(tl.program_id(0), tl.int64) + tl.arange(0, 1)
+    offs = tl.arange(0, KEPT)
+    place = (offs // TOP * count + row) * TOP + offs % TOP
+    top = tl.load(partial_ptr + place, mask=offs < splits * TOP, other=NOTHING)
+    store_best(w_ptr, index_ptr, top[None, :], row, row < count, gamma, COUNT, NUMBER, VALUE)
 
 
 @triton.jit
@@ -294,9 +340,7 @@ def backward_x(
             r = tl.sum(x.to(tl.float32) * p, axis=1)
         p = finished(p, x, s, eps, FACTOR_X, THROUGH, r)
 
-        offs_c = first + tl.arange(0, BLOCK_C)
-        mask = x_ok[:, None] & (offs_c < K)[None, :]
-        tl.store(dx_ptr + (x_rows[:, None] * K + offs_c[None, :]), p.to(dx_ptr.dtype.element_ty), mask=mask)
+        store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=["count", "gamma", "eps"])

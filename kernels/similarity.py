@@ -158,6 +158,29 @@ def load_rows(ptr, rows, ok, first, K: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def store_rows(ptr, values, rows, ok, first, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Where load_rows loads from."""
+    offs = first + tl.arange(0, BLOCK)
+    mask = ok[:, None] & (offs < K)[None, :]
+    tl.store(ptr + (rows[:, None] * K + offs[None, :]), values.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def place_in_splits(M, splits, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """What a program computes of sums [splits, matrices, M, K]: its split, matrix, block of rows and first column; and
+    how many rows a split has in all matrices."""
+    tiles_c: tl.constexpr = (K + BLOCK_C - 1) // BLOCK_C
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    pid = tl.program_id(0)
+    first = pid % tiles_c * BLOCK_C
+    pid = pid // tiles_c
+    m = pid % tiles_m
+    pid = pid // tiles_m
+    matrices = tl.num_programs(0) // (tiles_c * tiles_m * splits)
+    return pid % splits, pid // splits, m, first, tl.cast(matrices, tl.int64) * M
+
+
+@triton.jit
 def squares(x):
     x = x.to(tl.float32)
     return tl.sum(x * x, axis=1)
@@ -332,14 +355,14 @@ def backward(
     w_ptr,  # like g, of the distance kinds; else None
     s_ptr,  # fp32 [B, M] or None: squares of x
     t_ptr,  # fp32 [B, N] or None: squares of y
-    out_ptr,  # [B, M, K]: the gradient; or fp32 [splits, B, M, K]: sums for `finish`
+    dx_ptr,  # [B, M, K]
+    partial_ptr,  # fp32 [splits, B, M, K], sums for `finish`; None where there is one split and nothing for it to add
     m_units,  # M / M_UNIT
     n_units,
     per_split,  # rows of y, a multiple of BLOCK_N
     gamma,
     eps,
     SWAPPED: tl.constexpr,
-    FINISHED: tl.constexpr,  # one split, and nothing that `finish` would add
     M_UNIT: tl.constexpr,
     N_UNIT: tl.constexpr,
     K: tl.constexpr,
@@ -357,16 +380,7 @@ def backward(
 ):
     M = m_units * M_UNIT
     N = n_units * N_UNIT
-    splits = tl.cdiv(N, per_split)
-    tiles_c: tl.constexpr = (K + BLOCK_C - 1) // BLOCK_C
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    pid = tl.program_id(0)
-    first = pid % tiles_c * BLOCK_C
-    pid = pid // tiles_c
-    m = pid % tiles_m
-    pid = pid // tiles_m
-    split = pid % splits
-    matrix = pid // splits
+    split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), K, BLOCK_M, BLOCK_C)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     offs_m = m * BLOCK_M + tl.arange(0, BLOCK_M)
     if s_ptr is not None:
@@ -406,17 +420,13 @@ def backward(
     if SLOPE is not None:
         x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
         p = x.to(tl.float32) * weight[:, None] - p
-    elif FINISHED and FACTOR_X is not None:
+    elif partial_ptr is None and FACTOR_X is not None:
         x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
         p = finished(p, x, s, eps, FACTOR_X, THROUGH_X, tl.sum(x.to(tl.float32) * p, axis=1))
-
-    offs_c = first + tl.arange(0, BLOCK_C)
-    out_rows = x_rows
-    if not FINISHED:
-        matrices = tl.num_programs(0) // (tiles_c * tiles_m * splits)
-        out_rows = x_rows + tl.cast(split, tl.int64) * matrices * M
-    mask = x_ok[:, None] & (offs_c < K)[None, :]
-    tl.store(out_ptr + (out_rows[:, None] * K + offs_c[None, :]), p.to(out_ptr.dtype.element_ty), mask=mask)
+    if partial_ptr is None:
+        store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
+    else:
+        store_rows(partial_ptr, p, x_rows + split * count, x_ok, first, K, BLOCK_C)
 
 
 @triton.jit
@@ -429,9 +439,9 @@ def sum_of_splits(ptr, rows, ok, first, splits, count, K: tl.constexpr, BLOCK_M:
 
 @triton.jit(do_not_specialize=["splits", "count", "eps"])
 def finish(
-    x_ptr,  # [rows, K]
+    x_ptr,  # [rows, K] or None: of a gradient with a factor
     p_ptr,  # fp32 [splits, rows, K]
-    s_ptr,  # fp32 [rows] or None
+    s_ptr,  # fp32 [rows] or None: squares of x
     dx_ptr,  # [rows, K]
     splits,
     count: tl.int64,  # of rows
@@ -442,7 +452,7 @@ def finish(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Gradients from the sums of all splits."""
+    """The sum of all splits and, of a gradient, its factor."""
     rows, ok = rows_of(tl.program_id(0), 0, count, BLOCK_M)
     s = None
     if s_ptr is not None:
@@ -454,12 +464,8 @@ def finish(
             p = sum_of_splits(p_ptr, rows, ok, first, splits, count, K, BLOCK_M, BLOCK_C)
             r += tl.sum(x.to(tl.float32) * p, axis=1)
     for first in range(0, K, BLOCK_C):
-        x = load_rows(x_ptr, rows, ok, first, K, BLOCK_C)
+        x = None
+        if FACTOR is not None:
+            x = load_rows(x_ptr, rows, ok, first, K, BLOCK_C)
         p = sum_of_splits(p_ptr, rows, ok, first, splits, count, K, BLOCK_M, BLOCK_C)
-        dx = finished(p, x, s, eps, FACTOR, THROUGH, r)
-        offs = first + tl.arange(0, BLOCK_C)
-        tl.store(
-            dx_ptr + (rows[:, None] * K + offs[None, :]),
-            dx.to(dx_ptr.dtype.element_ty),
-            mask=ok[:, None] & (offs < K)[None, :],
-        )
+        store_rows(dx_ptr, finished(p, x, s, eps, FACTOR, THROUGH, r), rows, ok, first, K, BLOCK_C)

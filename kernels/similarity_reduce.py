@@ -8,27 +8,41 @@ Math     similarities w as in kernels/similarity.py
          sum: o_i = sum over j of w_ij.  softmax: o_i = sum over j of p_ij v_j, p = u_i exp(c w - h_i), c a scale, h the
          maximum of a row's c w, 1/u the sum of its exp(c w - h); on the way, with the maximum so far. h is kept apart:
          in a logarithm of the sum it would lose the digits by which exponents differ
-         backward: w again, then g_ij = do_i, or c p_ij (e_ij - delta_i) with e_ij = <do_i, v_j>, and delta_i the sum
-         over j of p_ij e_ij. That has a pass of its own, over its own sum of p: where one p is nearly 1 all but rounding
-         cancels, and neither <do_i, o_i> would do nor a p that is off by the rounding of another kernel's w. The
-         gradients of x and y from g as in kernels/similarity.py, but that <x_i, p_i> is (sum of g w) / f where K is
-         more than BLOCK_C. dv_j = sum over i of p_ij do_i
-Tiles    forward: BLOCK_M rows of x (x BLOCK_C columns of values) walk over y, BLOCK_N rows at a time. backward: BLOCK_M
-         rows of a gradient, BLOCK_C columns of it, walk over the rows of the other matrix
-Traffic  x once (again for each block of y where K is more than BLOCK_RED), y and v once per BLOCK_M rows of x, from the
-         cache; o, and 8 M bytes of h and u for a backward, written. No M N in any pass
+         backward: w again, then g_ij = do_i, or c p_ij (e_ij - delta_i) with e_ij = <do_i, v_j>, delta_i the sum over j
+         of p_ij e_ij. That has a pass of its own, over its own sum of p: where one p is nearly 1, all but rounding
+         cancels, and neither <do_i, o_i> would do, nor a p that is off by the rounding of another kernel's w. The
+         gradients of x and y come from g as in kernels/similarity.py. dv_j = sum over i of p_ij do_i
+Tiles    forward: BLOCK_M rows of x (x BLOCK_C columns of values) walk over one split of y, BLOCK_N rows at a time.
+         backward: BLOCK_M rows of a gradient, BLOCK_C columns of it, walk over one split of the rows of the other
+         matrix. What has several splits goes through memory in fp32: to similarity.finish, which adds them, and of a
+         softmax to `merge`
+Traffic  x once per split (again for each block of y where K is more than BLOCK_RED), y and v once per BLOCK_M rows of
+         x, from the cache; o, and 8 M bytes of h and u for a backward, written. No M N in any pass. With several splits
+         8 (D + 2) bytes more for each and row of x, and as much for columns of gradients
 Work     2 B M N (K + D) forward; backward: w again in each pass, once per block of columns: 2 B M N (2 K + D) for each
-         of dx and dy, 2 B M N (K + D) for dv and for the sums
+         of dx and dy, 2 B M N (K + D) for dv and for the sums of delta
 Rounding as in similarity, and an error of c w is one of an exponent; p is rounded to the values' type where it is
          multiplied with them; fp32 sums
-Order    rows of y (of x in dy and dv) in blocks, in turn: o and dx do not depend on how many rows x has. No atomics
+Order    rows of y (of x in dy and dv) in blocks, in turn, then splits in turn. How y is split does not depend on how
+         many rows x has, so neither do o and dx. No atomics
 """
 
 import triton
 import triton.language as tl
 
 from .nearest import held, largest_first, largest_number, pairs
-from .similarity import any_of, cut_to_tf32, finished, is_near, load_rows, near_gradients, products, rows_of
+from .similarity import (
+    any_of,
+    cut_to_tf32,
+    finished,
+    is_near,
+    load_rows,
+    near_gradients,
+    place_in_splits,
+    products,
+    rows_of,
+    store_rows,
+)
 from .tile import dot
 
 
@@ -39,19 +53,40 @@ def largest_of(w):
 
 
 @triton.jit
+def finite_base(high):
+    """What is taken off exponents: the maximum, but 0 of rows of -inf alone."""
+    return tl.where(high == float("-inf"), 0.0, high)
+
+
+@triton.jit
+def store_mixture(
+    o_ptr, high_ptr, unit_ptr, acc, high, total, rows, ok, first, D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    o = tl.div_rn(acc, tl.broadcast_to(total[:, None], [BLOCK_M, BLOCK_C]))
+    store_rows(o_ptr, o, rows, ok, first, D, BLOCK_C)
+    if high_ptr is not None:
+        if first == 0:
+            tl.store(high_ptr + rows, high, mask=ok)
+            tl.store(unit_ptr + rows, tl.div_rn(tl.full([BLOCK_M], 1.0, tl.float32), total), mask=ok)
+
+
+@triton.jit
 def value_of(w, gamma, VALUE: tl.constexpr):
     if VALUE is not None:
         w = VALUE(w, gamma)
     return w
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps"])
 def forward(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
     o_ptr,  # [B, M]
+    partial_ptr,  # fp32 [splits, B, M], or None where there is one split
     M,
     N,
+    per_split,  # rows of y, a multiple of BLOCK_N
     gamma,
     eps,
     K: tl.constexpr,
@@ -66,24 +101,26 @@ def forward(
     PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    blocks_m = tl.cdiv(M, BLOCK_M)
-    matrix = tl.program_id(0) // blocks_m
-    x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
+    split, matrix, m, _, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     total = tl.zeros([BLOCK_M], tl.float32)
 
-    for n in range(0, tl.cdiv(N, BLOCK_N)):
-        y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+        y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
         w, _ = pairs(
             x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         total += tl.sum(tl.where(y_ok[None, :], value_of(w, gamma, VALUE), 0.0), axis=1)
 
-    tl.store(o_ptr + x_rows, total.to(o_ptr.dtype.element_ty), mask=x_ok)
+    if partial_ptr is None:
+        tl.store(o_ptr + x_rows, total.to(o_ptr.dtype.element_ty), mask=x_ok)
+    else:
+        tl.store(partial_ptr + (x_rows + split * count), total, mask=x_ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "scale"])
 def forward_softmax(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -91,8 +128,11 @@ def forward_softmax(
     o_ptr,  # [B, M, D]
     high_ptr,  # fp32 [B, M] or None: where h is left
     unit_ptr,  # fp32 [B, M] or None: where u is left
+    partial_ptr,  # fp32 [splits, B, M, D], sums for `merge`, or None where there is one split
+    ends_ptr,  # fp32 [splits, B, M, 2], likewise: their h and 1/u
     M,
     N,
+    per_split,  # rows of y, a multiple of BLOCK_N
     gamma,
     eps,
     scale,  # c
@@ -110,19 +150,15 @@ def forward_softmax(
     PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    blocks_c: tl.constexpr = (D + BLOCK_C - 1) // BLOCK_C
-    first = tl.program_id(0) % blocks_c * BLOCK_C
-    pid = tl.program_id(0) // blocks_c
-    blocks_m = tl.cdiv(M, BLOCK_M)
-    matrix = pid // blocks_m
-    x_rows, x_ok = rows_of(pid % blocks_m, matrix, M, BLOCK_M)
+    split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), D, BLOCK_M, BLOCK_C)
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     high = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
 
-    for n in range(0, tl.cdiv(N, BLOCK_N)):
-        y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+        y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
         w, _ = pairs(
             x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
@@ -130,7 +166,7 @@ def forward_softmax(
         w = tl.where(y_ok[None, :], value_of(w, gamma, VALUE) * scale, float("-inf"))
         largest = largest_of(w)
         largest = tl.where(largest > high, largest, high)
-        base = tl.where(largest == float("-inf"), 0.0, largest)  # rows of -inf alone so far
+        base = finite_base(largest)
         p = tl.exp(w - base[:, None])
         shrink = tl.exp(high - base)
         total = total * shrink + tl.sum(p, axis=1)
@@ -138,22 +174,62 @@ def forward_softmax(
         acc = dot(p, v, acc * shrink[:, None], DOT_TYPE, PRECISION)
         high = largest
 
-    offs_c = first + tl.arange(0, BLOCK_C)
-    o = tl.div_rn(acc, tl.broadcast_to(total[:, None], [BLOCK_M, BLOCK_C]))
-    mask = x_ok[:, None] & (offs_c < D)[None, :]
-    tl.store(o_ptr + (x_rows[:, None] * D + offs_c[None, :]), o.to(o_ptr.dtype.element_ty), mask=mask)
-    if high_ptr is not None:
+    if partial_ptr is None:
+        store_mixture(o_ptr, high_ptr, unit_ptr, acc, high, total, x_rows, x_ok, first, D, BLOCK_M, BLOCK_C)
+    else:
+        rows = x_rows + split * count
+        store_rows(partial_ptr, acc, rows, x_ok, first, D, BLOCK_C)
         if first == 0:
-            tl.store(high_ptr + x_rows, high, mask=x_ok)
-            tl.store(unit_ptr + x_rows, tl.div_rn(tl.full([BLOCK_M], 1.0, tl.float32), total), mask=x_ok)
+            tl.store(ends_ptr + 2 * rows, high, mask=x_ok)
+            tl.store(ends_ptr + 2 * rows + 1, total, mask=x_ok)
+
+
+@triton.jit(do_not_specialize=["splits", "count"])
+def merge(
+    partial_ptr,  # fp32 [splits, rows, D]
+    ends_ptr,  # fp32 [splits, rows, 2]
+    o_ptr,  # [rows, D]
+    high_ptr,  # fp32 [rows] or None
+    unit_ptr,  # fp32 [rows] or None
+    splits,
+    count: tl.int64,  # of rows
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The end of forward_softmax where there are several splits."""
+    _, _, m, first, _ = place_in_splits(count, 1, D, BLOCK_M, BLOCK_C)
+    rows, ok = rows_of(m, 0, count, BLOCK_M)
+    high = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+
+    for split in range(splits):
+        others = rows + tl.cast(split, tl.int64) * count
+        largest = tl.load(ends_ptr + 2 * others, mask=ok, other=0.0)
+        after = tl.where((largest > high) | (largest != largest), largest, high)
+        base = finite_base(after)
+        before, share = tl.exp(high - base), tl.exp(largest - base)
+        total = total * before + share * tl.load(ends_ptr + 2 * others + 1, mask=ok, other=1.0)
+        acc = acc * before[:, None] + share[:, None] * load_rows(partial_ptr, others, ok, first, D, BLOCK_C)
+        high = after
+
+    store_mixture(o_ptr, high_ptr, unit_ptr, acc, high, total, rows, ok, first, D, BLOCK_M, BLOCK_C)
 
 
 @triton.jit
-def shares(w, scale, high_ptr, unit_ptr, rows, ok):
-    """p of w [rows, others]."""
-    high = tl.load(high_ptr + rows, mask=ok, other=0.0)
-    unit = tl.load(unit_ptr + rows, mask=ok, other=0.0)
-    return tl.exp(w * scale - high[:, None]) * unit[:, None]
+def shares(w, scale, high_ptr, unit_ptr, x_rows, x_ok):
+    """p of w, for rows of x [rows, 1] or [1, rows]."""
+    high = tl.load(high_ptr + x_rows, mask=x_ok, other=0.0)
+    unit = tl.load(unit_ptr + x_rows, mask=x_ok, other=0.0)
+    return tl.exp(w * scale - high) * unit
+
+
+@triton.jit
+def slopes_of_softmax(w, e, scale, high_ptr, unit_ptr, delta_ptr, x_rows, x_ok):
+    total = tl.load(delta_ptr + 2 * x_rows + 1, mask=x_ok, other=1.0)
+    delta = tl.div_rn(tl.load(delta_ptr + 2 * x_rows, mask=x_ok, other=0.0), total)
+    return scale * (shares(w, scale, high_ptr, unit_ptr, x_rows, x_ok) * (e - delta))
 
 
 @triton.jit
@@ -163,28 +239,24 @@ def slopes(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of w [BLOCK_M, BLOCK_N], for rows of x and others of y; SWAPPED: of y and x."""
-    if high_ptr is None:
-        if SWAPPED:
-            g = tl.load(g_ptr + others, mask=others_ok, other=0.0).to(tl.float32)[None, :]
-        else:
-            g = tl.load(g_ptr + rows, mask=ok, other=0.0).to(tl.float32)[:, None]
-        g = tl.broadcast_to(g, [BLOCK_M, BLOCK_N])
-    elif SWAPPED:
-        g, _, _ = products(
-            v_ptr, g_ptr, rows, ok, others, others_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
-        )
-        g = g - tl.load(delta_ptr + others, mask=others_ok, other=0.0)[None, :]
-        g *= scale * tl.trans(shares(tl.trans(w), scale, high_ptr, unit_ptr, others, others_ok))
+    if SWAPPED:
+        x_rows, x_ok = others[None, :], others_ok[None, :]
+        first_ptr, second_ptr = v_ptr, g_ptr
     else:
-        g, _, _ = products(
-            g_ptr, v_ptr, rows, ok, others, others_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
-        )
-        g = g - tl.load(delta_ptr + rows, mask=ok, other=0.0)[:, None]
-        g *= scale * shares(w, scale, high_ptr, unit_ptr, rows, ok)
+        x_rows, x_ok = rows[:, None], ok[:, None]
+        first_ptr, second_ptr = g_ptr, v_ptr
+    if high_ptr is None:
+        g = tl.load(g_ptr + x_rows, mask=x_ok, other=0.0).to(tl.float32)
+    else:
+        e, _, _ = products(
+            first_ptr, second_ptr, rows, ok, others, others_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE,
+            PRECISION,
+        )  # fmt: skip
+        g = slopes_of_softmax(w, e, scale, high_ptr, unit_ptr, delta_ptr, x_rows, x_ok)
     return tl.where(ok[:, None] & others_ok[None, :], g, 0.0)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "scale"])
 def deltas(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -192,9 +264,10 @@ def deltas(
     v_ptr,  # [B, N, D]
     high_ptr,  # fp32 [B, M]
     unit_ptr,  # fp32 [B, M]
-    delta_ptr,  # fp32 [B, M]
+    sums_ptr,  # fp32 [splits, B, M, 2]
     M,
     N,
+    per_split,  # rows of y, a multiple of BLOCK_N
     gamma,
     eps,
     scale,
@@ -210,22 +283,21 @@ def deltas(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of each row of x the sum of p_ij <do_i, v_j>."""
+    """Of each row of x the sum of p_ij <do_i, v_j>, and of p_ij."""
     distance: tl.constexpr = VALUE is not None
-    blocks_m = tl.cdiv(M, BLOCK_M)
-    matrix = tl.program_id(0) // blocks_m
-    x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
+    split, matrix, m, _, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     total = tl.zeros([BLOCK_M], tl.float32)
     delta = tl.zeros([BLOCK_M], tl.float32)
 
-    for n in range(0, tl.cdiv(N, BLOCK_N)):
-        y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+        y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
         w, _ = pairs(
             x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
-        p = shares(value_of(w, gamma, VALUE), scale, high_ptr, unit_ptr, x_rows, x_ok)
+        p = shares(value_of(w, gamma, VALUE), scale, high_ptr, unit_ptr, x_rows[:, None], x_ok[:, None])
         p = tl.where(y_ok[None, :], p, 0.0)
         e, _, _ = products(
             g_ptr, v_ptr, x_rows, x_ok, y_rows, y_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
@@ -233,10 +305,12 @@ def deltas(
         total += tl.sum(p, axis=1)
         delta += tl.sum(tl.where(p == 0.0, 0.0, p * e), axis=1)
 
-    tl.store(delta_ptr + x_rows, tl.div_rn(delta, tl.where(x_ok, total, 1.0)), mask=x_ok)
+    rows = x_rows + split * count
+    tl.store(sums_ptr + 2 * rows, delta, mask=x_ok)
+    tl.store(sums_ptr + 2 * rows + 1, total, mask=x_ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "scale"])
 def backward(
     x_ptr,  # [B, M, K]: the matrix whose gradient it is
     y_ptr,  # [B, N, K]: the other one
@@ -244,10 +318,13 @@ def backward(
     v_ptr,  # [B, N, D], of softmax; else None; M for N where SWAPPED
     high_ptr,  # fp32 [B, M], of softmax; N where SWAPPED
     unit_ptr,  # fp32 [B, M], of softmax; N where SWAPPED
-    delta_ptr,  # fp32 [B, M], of softmax: from `deltas`; N where SWAPPED
+    delta_ptr,  # fp32 [B, M, 2], of softmax: the sums of `deltas`; N where SWAPPED
     dx_ptr,  # [B, M, K]
+    partial_ptr,  # fp32 [splits, B, M, K], sums for `finish`; None where there is one split and nothing for it to add
+    s_ptr,  # fp32 [B, M] or None: where squares of x are left for `finish`
     M,
     N,
+    per_split,  # rows of y, a multiple of BLOCK_N
     gamma,
     eps,
     scale,
@@ -270,18 +347,14 @@ def backward(
     GRADIENT_PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    blocks_c: tl.constexpr = (K + BLOCK_C - 1) // BLOCK_C
-    first = tl.program_id(0) % blocks_c * BLOCK_C
-    pid = tl.program_id(0) // blocks_c
-    blocks_m = tl.cdiv(M, BLOCK_M)
-    matrix = pid // blocks_m
-    x_rows, x_ok = rows_of(pid % blocks_m, matrix, M, BLOCK_M)
+    split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), K, BLOCK_M, BLOCK_C)
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    weight = tl.zeros([BLOCK_M], tl.float32)  # of x in a distance's gradient; of inner kinds the sum of g w
+    weight = tl.zeros([BLOCK_M], tl.float32)  # of x in a distance's gradient
 
-    for n in range(0, tl.cdiv(N, BLOCK_N)):
-        y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+        y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
         q, t = pairs(
             x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
@@ -302,28 +375,23 @@ def backward(
             if GRADIENT_PRECISION == "tf32":
                 a = cut_to_tf32(a)
             weight += tl.sum(a.to(GRADIENT_TYPE).to(tl.float32), axis=1)
-        else:
-            if THROUGH is not None and K > BLOCK_C:
-                weight += tl.sum(tl.where(a == 0.0, 0.0, a * w), axis=1)
-            if FACTOR_Y is not None:
-                a = a * FACTOR_Y(t, eps)[None, :]
+        elif FACTOR_Y is not None:
+            a = a * FACTOR_Y(t, eps)[None, :]
         y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_C)
         p = dot(a, y, p, GRADIENT_TYPE, GRADIENT_PRECISION)
 
     own = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
     if distance:
         p = own.to(tl.float32) * weight[:, None] - p
+    elif partial_ptr is None:
+        p = finished(p, own, s, eps, FACTOR_X, THROUGH, tl.sum(own.to(tl.float32) * p, axis=1))
+    if partial_ptr is None:
+        store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
     else:
-        r = weight
-        if THROUGH is not None and K <= BLOCK_C:
-            r = tl.sum(own.to(tl.float32) * p, axis=1)
-        elif THROUGH is not None:
-            f = FACTOR_X(s, eps)
-            r = tl.where(f == 0.0, 0.0, tl.div_rn(weight, tl.where(f == 0.0, 1.0, f)))
-        p = finished(p, own, s, eps, FACTOR_X, THROUGH, r)
-    offs_c = first + tl.arange(0, BLOCK_C)
-    mask = x_ok[:, None] & (offs_c < K)[None, :]
-    tl.store(dx_ptr + (x_rows[:, None] * K + offs_c[None, :]), p.to(dx_ptr.dtype.element_ty), mask=mask)
+        store_rows(partial_ptr, p, x_rows + split * count, x_ok, first, K, BLOCK_C)
+    if s_ptr is not None:
+        if (first == 0) & (split == 0):
+            tl.store(s_ptr + x_rows, s, mask=x_ok)
 
 
 @triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
@@ -334,8 +402,10 @@ def backward_values(
     high_ptr,  # fp32 [B, M]
     unit_ptr,  # fp32 [B, M]
     dv_ptr,  # [B, N, D]
+    partial_ptr,  # fp32 [splits, B, N, D], or None where there is one split
     N,
     M,
+    per_split,  # rows of x, a multiple of BLOCK_N
     gamma,
     eps,
     scale,
@@ -353,27 +423,23 @@ def backward_values(
     PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    blocks_c: tl.constexpr = (D + BLOCK_C - 1) // BLOCK_C
-    first = tl.program_id(0) % blocks_c * BLOCK_C
-    pid = tl.program_id(0) // blocks_c
-    blocks = tl.cdiv(N, BLOCK_M)
-    matrix = pid // blocks
-    y_rows, y_ok = rows_of(pid % blocks, matrix, N, BLOCK_M)
+    split, matrix, n, first, count = place_in_splits(N, tl.cdiv(M, per_split), D, BLOCK_M, BLOCK_C)
+    y_rows, y_ok = rows_of(n, matrix, N, BLOCK_M)
     y, t = held(y_ptr, y_rows, y_ok, distance or FACTOR_Y is not None, K, BLOCK_M, BLOCK_RED)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
 
-    for m in range(0, tl.cdiv(M, BLOCK_N)):
-        x_rows, x_ok = rows_of(m, matrix, M, BLOCK_N)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, M), BLOCK_N):
+        x_rows, x_ok = rows_of(start // BLOCK_N, matrix, M, BLOCK_N)
         w, _ = pairs(
             y, t, y_ptr, x_ptr, y_rows, y_ok, x_rows, x_ok, eps, FACTOR_Y, FACTOR_X, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
-        high = tl.load(high_ptr + x_rows, mask=x_ok, other=0.0)
-        unit = tl.load(unit_ptr + x_rows, mask=x_ok, other=0.0)
-        p = tl.where(x_ok[None, :], tl.exp(value_of(w, gamma, VALUE) * scale - high[None, :]) * unit[None, :], 0.0)
+        p = shares(value_of(w, gamma, VALUE), scale, high_ptr, unit_ptr, x_rows[None, :], x_ok[None, :])
+        p = tl.where(x_ok[None, :], p, 0.0)
         g = load_rows(g_ptr, x_rows, x_ok, first, D, BLOCK_C)
         acc = dot(p, g, acc, DOT_TYPE, PRECISION)
 
-    offs_c = first + tl.arange(0, BLOCK_C)
-    mask = y_ok[:, None] & (offs_c < D)[None, :]
-    tl.store(dv_ptr + (y_rows[:, None] * D + offs_c[None, :]), acc.to(dv_ptr.dtype.element_ty), mask=mask)
+    if partial_ptr is None:
+        store_rows(dv_ptr, acc, y_rows, y_ok, first, D, BLOCK_C)
+    else:
+        store_rows(partial_ptr, acc, y_rows + split * count, y_ok, first, D, BLOCK_C)

@@ -293,9 +293,6 @@ def nearest(
     Raises:
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
-
-    A program serves a block of rows of x and walks over all features: few rows against very many features leave
-    processors idle.
     """
     return Nearest(*folded(NEAREST, x, features, kind, k, gamma, eps))
 

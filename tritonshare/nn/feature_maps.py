@@ -241,8 +241,8 @@ class FeatureMaps(torch.nn.Module):
         return x * (self.clip / norms.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1)
 
     def _soft_sums(self, x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        """[num_features, dim + 1]: by the weights of soft assignment, sums of `counted` and, last, of ones. They are the
-        gradient of mixtures to their values, for which no weight of every pair is in memory."""
+        """[num_features, dim + 1]: by the weights of soft assignment, sums of `counted` and, last, of ones. They
+        are the gradient of mixtures to their values, which takes no weight of every pair in memory."""
         values = counted.new_zeros(self.num_features, self.dim + 1, requires_grad=True)
         with torch.enable_grad():
             mixtures = self._mixture(x, self.features.detach().to(x.dtype), values)

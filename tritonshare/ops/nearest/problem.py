@@ -13,7 +13,7 @@ from ... import launch
 from ...kernels.geometry import ceil_div
 from ...op import Cost
 from ...plan import STAGES, WARPS, Device, Plan, around, power_of_two
-from ..similarity_weight.problem import RowsProblem
+from ..similarity_weight.problem import RowsProblem, in_steps
 
 SIZES = {
     "forward": ("BLOCK_M", "BLOCK_N", "BLOCK_RED"),
@@ -24,6 +24,7 @@ BLOCKS = (16, 32, 64, 128, 256)
 LENGTHS = (256, 512, 1024)
 TILE = 64 * 128  # elements of a tile of pairs, which stands in registers beside its keys
 GRADIENTS = 16 * 256  # elements of a tile of gradients
+MERGED = 4096  # best ones of a row, of all splits, among which the best are found
 
 
 class Ladder:
@@ -133,9 +134,25 @@ class PairsProblem(RowsProblem):
     def _forward(self) -> launch.Launcher:
         key, number = self.keys()
         return self._launcher(
-            "forward", self.plans["forward"], TOP=power_of_two(self.count, 1, 64), VALUE=self.functions.value,
-            KEY=key, NUMBER=number, NEAR=self._near, **self._numbers,
+            "forward", self.plans["forward"], TOP=self._top, VALUE=self.functions.value, KEY=key, NUMBER=number,
+            NEAR=self._near, **self._numbers,
         )  # fmt: skip
+
+    @property
+    def _top(self) -> int:
+        return power_of_two(self.count, 1, 64)
+
+    def _merge(self, splits: int) -> launch.Launcher:
+        kept = power_of_two(splits * self._top, 1, MERGED)
+        if kept not in self._merges:
+            constants = {"COUNT": self.count, "TOP": self._top, "KEPT": kept}
+            constants |= {"VALUE": self.functions.value, "NUMBER": self.keys()[1]}
+            self._merges[kept] = launch.Launcher(self._code.merge, constants, Plan.of(num_stages=1), self.device)
+        return self._merges[kept]
+
+    @cached_property
+    def _merges(self) -> dict[int, launch.Launcher]:
+        return {}
 
     @cached_property
     def _backward_x(self) -> launch.Launcher:
@@ -168,8 +185,23 @@ class PairsProblem(RowsProblem):
             if t is not None:
                 torch.sum(y.float().square(), -1, out=t)
             return
-        grid = matrices * ceil_div(m, self.plans["forward"]["BLOCK_M"])
-        self._forward(grid, x.contiguous(), y.contiguous(), values, indices, s, t, m, self.n, self.gamma, self.eps)
+        programs = matrices * ceil_div(m, self.plans["forward"]["BLOCK_M"])
+        splits, rows = self.splits(programs)
+        partial = None
+        if splits > 1:
+            partial = torch.empty((splits, matrices * m, self._top), dtype=torch.int64, device=self.device)
+        given = (x.contiguous(), y.contiguous(), values, indices, s, t, partial)
+        self._forward(splits * programs, *given, m, self.n, rows, self.gamma, self.eps)
+        if partial is not None:
+            self._merge(splits)(matrices * m, partial, values, indices, splits, matrices * m, self.gamma)
+
+    def splits(self, programs: int) -> tuple[int, int]:
+        """In how many parts the rows of y are searched, and the rows of each: about two programs a processor where one
+        for each block of rows of x leaves some idle. What is found does not depend on it."""
+        wanted = 1
+        if programs < self.facts.processors:
+            wanted = min(ceil_div(2 * self.facts.processors, programs), MERGED // self._top)
+        return in_steps(self.n, wanted)
 
     def _gradients(self, grad, x, y, values, indices, s, t, needs) -> list[torch.Tensor | None]:
         dx, dy = (

@@ -220,6 +220,23 @@ class TotalProblem(RowsProblem):
     def _backward_values(self) -> launch.Launcher:
         return self._launcher("backward_values")
 
+    @cached_property
+    def _merge(self) -> launch.Launcher:
+        columns = power_of_two(self.d, 16, 64)
+        sizes = Plan.of(BLOCK_M=2048 // columns, BLOCK_C=columns, num_stages=1)
+        return launch.Launcher(self._code.merge, {"D": self.d}, sizes, self.device)
+
+    @cached_property
+    def _adders(self) -> dict[str, launch.Launcher]:
+        of = self.functions
+        return {
+            "forward": self._adder(1),
+            "deltas": self._adder(2),
+            "backward_x": self._adder(self.k, of.factor_x, of.through_x),
+            "backward_y": self._adder(self.k, of.factor_y, of.through_y),
+            "backward_values": self._adder(max(1, self.d)),
+        }
+
     # The way of the tensors.
 
     def allocate(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
@@ -236,11 +253,21 @@ class TotalProblem(RowsProblem):
         if out.numel() == 0:
             return outs
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
-        grid, ends = self._grid("forward", matrices, m, self.d), (m, self.n, self.gamma, self.eps)
-        if self.d:
-            self._forward(grid, x.contiguous(), y.contiguous(), values.contiguous(), out, high, unit, *ends, self.scale)
-        else:
-            self._forward(grid, x.contiguous(), y.contiguous(), out, *ends)
+        splits, rows = self.splits_of_y()
+        partial = self._partial(splits, *out.shape) if splits > 1 else None
+        grid, numbers = splits * self._grid("forward", matrices, m, self.d), (m, self.n, rows, self.gamma, self.eps)
+        if not self.d:
+            self._forward(grid, x.contiguous(), y.contiguous(), out, partial, *numbers)
+            if partial is not None:
+                self._add(self._adders["forward"], partial, out)
+            return outs
+        ends = None if partial is None else self._partial(splits, *x.shape[:-1], 2)
+        given = (x.contiguous(), y.contiguous(), values.contiguous())
+        self._forward(grid, *given, out, high, unit, partial, ends, *numbers, self.scale)
+        if partial is not None:
+            sizes, count = self._merge.plan, matrices * m
+            grid = ceil_div(count, sizes["BLOCK_M"]) * ceil_div(self.d, sizes["BLOCK_C"])
+            self._merge(grid, partial, ends, out, high, unit, splits, count)
         return outs
 
     def _grid(self, pass_: str, matrices: int, rows: int, columns: int) -> int:
@@ -261,23 +288,50 @@ class TotalProblem(RowsProblem):
         x, y, values = (None if t is None else t.contiguous() for t in tensors)
         grad = grad.contiguous()
         _, high, unit, _ = outs
-        matrices, m, n = x.shape[:-2].numel(), x.shape[-2], self.n
-        numbers = (self.gamma, self.eps, self.scale)
-        delta = None
-        if self.d and any(needs[:2]):
-            delta = torch.empty_like(high)
-            grid = matrices * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
-            self._deltas(grid, x, y, grad, values, high, unit, delta, m, n, *numbers)
+        delta = self._delta(x, y, grad, values, high, unit) if self.d and any(needs[:2]) else None
+        softmax = (grad, values, high, unit, delta)
         if dx is not None:
-            grid = self._grid("backward_x", matrices, m, self.k)
-            self._backward_x(grid, x, y, grad, values, high, unit, delta, dx, m, n, *numbers)
+            self._gradient("backward_x", dx, x, y, *softmax)
         if dy is not None:
-            grid = self._grid("backward_y", matrices, n, self.k)
-            self._backward_y(grid, y, x, grad, values, high, unit, delta, dy, n, m, *numbers)
+            self._gradient("backward_y", dy, y, x, *softmax)
         if dv is not None:
-            grid = self._grid("backward_values", matrices, n, self.d)
-            self._backward_values(grid, y, x, grad, high, unit, dv, n, m, *numbers)
+            matrices, m = x.shape[:-2].numel(), x.shape[-2]
+            splits, rows = self.splits_of_x(matrices, m, self.d)
+            partial = self._partial(splits, *dv.shape) if splits > 1 else None
+            grid = splits * self._grid("backward_values", matrices, self.n, self.d)
+            numbers = (self.n, m, rows, self.gamma, self.eps, self.scale)
+            self._backward_values(grid, y, x, grad, high, unit, dv, partial, *numbers)
+            if partial is not None:
+                self._add(self._adders["backward_values"], partial, dv)
         return grads
+
+    def _delta(self, x, y, grad, values, high, unit) -> torch.Tensor:
+        """What is taken off a softmax's gradient, as two sums [..., M, 2]: their quotient."""
+        splits, rows = self.splits_of_y()
+        sums = self._partial(splits, *high.shape, 2)
+        grid = splits * x.shape[:-2].numel() * ceil_div(x.shape[-2], self.plans["backward_x"]["BLOCK_M"])
+        numbers = (x.shape[-2], self.n, rows, self.gamma, self.eps, self.scale)
+        self._deltas(grid, x, y, grad, values, high, unit, sums, *numbers)
+        if splits == 1:
+            return sums[0]
+        delta = torch.empty_like(sums[0])
+        self._add(self._adders["deltas"], sums, delta)
+        return delta
+
+    def _gradient(self, name: str, dx, x, y, *softmax: torch.Tensor | None) -> None:
+        """The gradient of x, which may be either matrix."""
+        of, swapped = self.functions, name == "backward_y"
+        matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
+        splits, rows = self.splits_of_x(matrices, n, self.k) if swapped else self.splits_of_y()
+        through = of.through_y if swapped else of.through_x
+        finished = splits == 1 and (through is None or self.k <= self.plans[name]["BLOCK_C"])
+        partial = None if finished else self._partial(splits, *dx.shape)
+        s = None if finished or through is None else self._partial(*x.shape[:-1])
+        launcher = self._backward_y if swapped else self._backward_x
+        grid = splits * self._grid(name, matrices, m, self.k)
+        launcher(grid, x, y, *softmax, dx, partial, s, m, n, rows, self.gamma, self.eps, self.scale)
+        if partial is not None:
+            self._add(self._adders[name], partial, dx, x, s)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)

@@ -23,7 +23,8 @@ SIZES = {
 }
 BLOCKS = (16, 32, 64, 128, 256)
 TILE = 128 * 128  # elements of an accumulator, 128 registers a thread at four warps
-SPLIT = 4096  # rows of y, at the least, of each sum that becomes a gradient to x
+SPLIT = 4096  # rows of y, at the least, of each sum over them
+STEP = 256  # what a split is a multiple of: every block of a walk divides it
 
 
 class Ladder:
@@ -119,9 +120,43 @@ class RowsProblem(plan.Planned):
         cancels costs no more than the output's own rounding."""
         return 0.25 if self.dtype == torch.float32 else 2.0**-6
 
+    # Sums over the other matrix' rows are split, as (splits, rows of each).
+
+    def splits_of_y(self) -> tuple[int, int]:
+        """What is computed for a row of x may not depend on how many there are."""
+        return in_steps(self.n, min(32, self.n // SPLIT))
+
+    def splits_of_x(self, matrices: int, m: int, columns: int) -> tuple[int, int]:
+        """About two programs a processor, for results [matrices, N, columns] of tiles of 64 x 128."""
+        tiles = matrices * ceil_div(self.n, 64) * ceil_div(columns, 128)
+        return in_steps(m, ceil_div(2 * self.facts.processors, tiles))
+
+    def _adder(self, columns: int, factor: Any = None, through: Any = None) -> launch.Launcher:
+        """The kernel that adds splits, of results [rows, columns]."""
+        from ...kernels import similarity
+
+        block = power_of_two(columns, 16, 256)
+        sizes = Plan.of(BLOCK_M=max(4, 2048 // block), BLOCK_C=block, num_stages=1)
+        constants = {"K": columns, "FACTOR": factor, "THROUGH": through}
+        return launch.Launcher(similarity.finish, constants, sizes, self.device)
+
+    def _add(self, adder: launch.Launcher, partial: torch.Tensor, out: torch.Tensor, x=None, s=None) -> None:
+        """`partial`, fp32 [splits, *out.shape], into `out`; with a factor, `x` and its squares."""
+        count = out.numel() // adder.constants["K"]
+        adder(ceil_div(count, adder.plan["BLOCK_M"]), x, partial, s, out, len(partial), count, self.eps)
+
+    def _partial(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
     def _matrices(self, batch: int) -> tuple[int, int]:
         """How many matrices there are with a batch, and rows of x in each."""
         return (batch, self._rows) if self._rows is not None else (1, batch)
+
+
+def in_steps(rows: int, wanted: int) -> tuple[int, int]:
+    """At most so many splits of rows, and the rows of each, a multiple of STEP."""
+    each = ceil_div(ceil_div(rows, max(1, wanted)), STEP) * STEP
+    return ceil_div(rows, each), each
 
 
 class SimilarityProblem(RowsProblem):
@@ -172,37 +207,28 @@ class SimilarityProblem(RowsProblem):
         constants = {"FACTOR_X": of.factor_x, "FACTOR_Y": of.factor_y, "VALUE": of.value, "NEAR": self._near}
         return self._launcher("forward", self.plans["forward"], N_UNIT=self._unit, **constants, **self._numbers)
 
-    def _backward(self, name: str, finished: bool) -> launch.Launcher:
-        """A launcher for each way: what it writes is a gradient, or fp32 sums."""
-        of, swapped = self.functions, name == "backward_y"
-        own, other = (of.factor_y, of.factor_x) if swapped else (of.factor_x, of.factor_y)
-        key = (name, finished)
-        if key not in self._backwards:
-            self._backwards[key] = self._launcher(
-                BACKWARD, self.plans[name], SWAPPED=swapped, FINISHED=finished,
-                M_UNIT=self._unit if swapped else 1, N_UNIT=1 if swapped else self._unit,
+    @cached_property
+    def _backwards(self) -> dict[str, launch.Launcher]:
+        of = self.functions
+        factors = {"backward_x": (of.factor_x, of.factor_y), "backward_y": (of.factor_y, of.factor_x)}
+        return {
+            name: self._launcher(
+                BACKWARD, self.plans[name], SWAPPED=name == "backward_y",
+                M_UNIT=self._unit if name == "backward_y" else 1, N_UNIT=1 if name == "backward_y" else self._unit,
                 FACTOR_X=own, FACTOR_Y=other, THROUGH_X=self._through(name), SLOPE=of.slope, SQUARE=of.square,
                 NEAR=self._near, **self._gradient_numbers,
-            )  # fmt: skip
-        return self._backwards[key]
-
-    @cached_property
-    def _backwards(self) -> dict[tuple[str, bool], launch.Launcher]:
-        return {}
+            )
+            for name, (own, other) in factors.items()
+        }  # fmt: skip
 
     def _through(self, name: str) -> Any:
         return self.functions.through_y if name == "backward_y" else self.functions.through_x
 
     @cached_property
-    def _finish(self) -> dict[str, launch.Launcher]:
-        columns = power_of_two(self.k, 16, 256)
-        sizes = Plan.of(BLOCK_M=max(4, 2048 // columns), BLOCK_C=columns, num_stages=1)
+    def _adders(self) -> dict[str, launch.Launcher]:
         of = self.functions
         factors = {"backward_x": of.factor_x, "backward_y": of.factor_y}
-        return {
-            name: self._launcher("finish", sizes, FACTOR=factor, THROUGH=self._through(name))
-            for name, factor in factors.items()
-        }
+        return {name: self._adder(self.k, factor, self._through(name)) for name, factor in factors.items()}
 
     # The way of the tensors.
 
@@ -250,34 +276,21 @@ class SimilarityProblem(RowsProblem):
 
     def _gradient(self, name: str, dx, x, y, grad, w, s, t) -> None:
         """The gradient of x, which may be either matrix."""
-        sizes, unit = self.plans[name], self._unit
+        sizes, unit, swapped = self.plans[name], self._unit, name == "backward_y"
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
         if dx.numel() == 0 or n == 0:
             dx.zero_()
             return
         tiles = ceil_div(self.k, sizes["BLOCK_C"])
-        splits, rows = self.splits(name, matrices, m, n)
+        splits, rows = self.splits_of_x(matrices, n, self.k) if swapped else self.splits_of_y()
         finished = splits == 1 and (self._through(name) is None or tiles == 1)
-        out = dx if finished else torch.empty((splits, *dx.shape), dtype=torch.float32, device=self.device)
-        m_unit, n_unit = (unit, 1) if name == "backward_y" else (1, unit)
+        partial = None if finished else self._partial(splits, *dx.shape)
+        m_unit, n_unit = (unit, 1) if swapped else (1, unit)
         grid = matrices * splits * ceil_div(m, sizes["BLOCK_M"]) * tiles
-        launcher = self._backward(name, finished)
-        launcher(grid, x, y, grad, w, s, t, out, m // m_unit, n // n_unit, rows, self.gamma, self.eps)
-        if not finished:
-            count = matrices * m
-            finish = self._finish[name]
-            finish(ceil_div(count, finish.plan["BLOCK_M"]), x, out, s, dx, splits, count, self.eps)
-
-    def splits(self, name: str, matrices: int, m: int, n: int) -> tuple[int, int]:
-        """How many programs share the other rows n of a gradient to m rows, and how many rows each has. Of x, a row's
-        gradient may not depend on how many there are; of y, there are about two programs a processor."""
-        if name == "backward_x":
-            wanted = min(16, n // SPLIT)
-        else:
-            tiles = matrices * ceil_div(m, 64) * ceil_div(self.k, 128)
-            wanted = min(ceil_div(2 * self.facts.processors, tiles), n // 256)
-        each = ceil_div(ceil_div(n, max(1, wanted)), 256) * 256
-        return ceil_div(n, each), each
+        launcher = self._backwards[name]
+        launcher(grid, x, y, grad, w, s, t, dx, partial, m // m_unit, n // n_unit, rows, self.gamma, self.eps)
+        if partial is not None:
+            self._add(self._adders[name], partial, dx, x, s)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)
