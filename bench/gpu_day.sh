@@ -222,9 +222,11 @@ optim() {
 
 suite() {
     local few=() name
-    if [ -n "$dry" ]; then
+    if [ -n "$dry" ]; then # of images, of matrices, of numbers of rows: the others' arguments are of these kinds
         few=(--dtype bf16 --pass both --provider ours --provider eager)
-        for name in "${layers[@]}"; do few+=(--case "${name#* }"); done
+        for name in "${layers[@]}"; do
+            case ${name% *} in conv2d_act_pool | nearest | segment_sum) few+=(--op "${name% *}" --case "${name#* }") ;; esac
+        done
     fi
     benchmarks suite.json bench/test_suite.py bench/test_host.py "${few[@]}"
 }
