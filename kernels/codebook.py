@@ -5,27 +5,35 @@ Axes: N batch, C in-features, K out-features; codebooks of ENTRIES = 2^bits valu
 Math     w[k,c] = book[k // BOOK_ROWS, index[k,c]];   y[n,k] = b[k] + sum over c of w[k,c] x[n,c]
          dx[n,c] = sum over k of dy[n,k] w[k,c];   db[k] = sum over n of dy[n,k]
          dbook[j,e] = sum of dw[k,c] over the (k, c) of codebook j with index e, where dw[k,c] = sum over n of dy x
-Tiles    forward: BLOCK_K out-features x BLOCK_M rows of the batch (BLOCK_MANY where there are many), so that a decoded
-         tile of w is the first operand of its product, which may stay in registers. The reduction is cut in SPLITS:
-         with few rows a program computes one of them, or a small batch would keep few processors busy, and add_splits
-         adds them; with many rows a program computes them all. backward_input: BLOCK_M rows x BLOCK_C in-features.
-         backward_codebook: BLOCK_K x BLOCK_C of dw over one split of the batch, summed by index in registers: dw is
-         never in memory. centroids_of_weight does so for a dw that is in memory (a convolution's).
+Tiles    forward: BLOCK_K out-features x BLOCK_M rows of the batch (many rows: BLOCK_MANY x BLOCK_MANY), so that a
+         decoded tile of w is the first operand of its product, which may stay in registers. load_indices deals a tile's
+         codes to lanes as the matrix unit wants its rows, and `dealt` orders the elements of x as the lanes have those
+         of w, whose neighbours in memory are one lane's. Neither layout is asked for: both are what Triton makes of the
+         shapes on sm_90; where it makes others it moves the tile, and results are the same.
+         The reduction is cut in SPLITS: with few rows a program computes one of them, or a small batch would keep few
+         processors busy, and add_splits adds them; with many rows a program computes them all.
+         backward_input: BLOCK_M rows x BLOCK_C in-features, w through shared memory. backward_codebook: BLOCK_K x
+         BLOCK_C of dw over one split of the batch, summed by index in registers: dw is never in memory.
+         centroids_of_weight does so for a dw that is in memory (a convolution's).
 Traffic  forward: bits / 8 byte per weight + x read, y written (and 2 * 4 * SPLITS * N * K of splits where rows are few,
          at most 32). backward_input: as forward with dy and dx. backward_codebook: x + dy + indices read; 2 * 4 *
          ENTRIES bytes of partial sums per tile of dw. Tiles that neighbours share are counted once.
-         What an element of w costs to decode, in a thread's instructions: 1 / 16 to 1 load of its bytes (a unit of
-         indices that ends at a byte is 1 load per byte, shared by its 8, 4, 2 or 1 elements), a shift, a mask, two for
-         the address and a load of the value through L1, where 16 values of 2 bytes are one sector and 256 are 16.
-         Compiled for sm_90 (bf16, 4 bits, few rows) a round of forward's loop is 393 instructions for 32 elements a
-         thread, 12 for each: the tile goes through shared memory twice on its way to the matrix unit. At 4 warp
-         instructions a cycle, 4096 x 4096 weights take 7 us on 132 processors [model, not measured]: the issue of
-         instructions, and not bytes, is what bounds it.
+         What an element of w costs to decode, in a thread's instructions: a part of a load of its codes (words of 4
+         bytes at 4 and 8 bits, 2 at 2 bits, asynchronous copies; bytes otherwise), a shift, a mask, a load of its value
+         from shared memory, and half a packing of two. The codebook of a tile is there (tl.gather) where the tile has
+         one; where codebooks change within a tile, values are loaded through L1, with 64-bit addresses.
+         Compiled for sm_90 (bf16, few rows) a round of forward's loop is, for 64 elements a thread, 335 instructions at
+         4 bits, 345 at 2, 340 at 8 (by Triton 3.6: 334, 337, 337): about 5.3 each, 3.5 of them to decode. At 4 warp
+         instructions a cycle 4096 x 4096 weights of 4 bits take 3.0 us on 132 processors [model, not measured]; the
+         loads of values alone, one a cycle, 2.3. Up to 64 values of 2 bytes lie in banks of their own. 256 do not: at 8
+         bits a load is 2.8 passes [model, random indices], 7 us in all, what a dense weight takes. Hence no table of
+         pairs of values, 256 words at 4 bits: half the loads, at 3.2 passes each.
 Work     2 * N*C*K in each; backward_codebook 2 * ENTRIES * C*K more, on ordinary cores: cheap to 4 bits, dear at 8.
 Rounding operands in their own type (fp32 as TF32 or IEEE, as told), fp32 sums, one rounding on the way out; dw is
          summed by index before it is rounded.
-Order    forward: blocks of BLOCK_RED within a split, splits in turn, few rows or many. Gradients: blocks in turn; of
-         centroids, a fixed tree within a tile, then tiles by reduce.sum_splits' order. No atomics.
+Order    forward: blocks of BLOCK_RED within a split, each in the order of `dealt`, splits in turn, few rows or many.
+         Gradients: blocks in turn; of centroids, a fixed tree within a tile, then tiles by reduce.sum_splits' order.
+         No atomics.
 """
 
 import triton
@@ -36,35 +44,72 @@ from .tile import channels, dot
 
 
 @triton.jit
-def load_indices(codes_ptr, row, row_ok, first, shared: tl.constexpr, BLOCK: tl.constexpr):
-    """Indices [rows, BLOCK] int32 of elements first .. first + BLOCK, a multiple of 8, of rows [rows]. Behind the end
-    of a row they are any."""
+def load_indices(codes_ptr, first_row, first, shared: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Indices [ROWS, COLUMNS] int32 of rows first_row .. and of elements first .., a multiple of COLUMNS. Behind the
+    last row and the end of a row they are any."""
     many: tl.constexpr = shared.UNIT
-    size: tl.constexpr = shared.UNIT_BYTES
-    unit = first // many + tl.arange(0, BLOCK // many)
-    word = tl.zeros([row.shape[0], BLOCK // many], tl.int32 if size < 4 else tl.int64)
-    for byte in tl.static_range(size):
-        at = unit * size + byte
-        mask = row_ok[:, None] & (at < shared.PITCH)[None, :]
-        piece = tl.load(codes_ptr + (row * shared.PITCH)[:, None] + at[None, :], mask=mask, other=0)
-        word |= piece.to(word.dtype) << (8 * byte)
-    if many == 1:
-        indices = word
-    else:
-        shifts = tl.arange(0, many) * shared.bits
-        indices = (word[:, :, None] >> shifts[None, None, :].to(word.dtype)) & (shared.ENTRIES - 1)
-        indices = tl.reshape(indices, [row.shape[0], BLOCK])
-    return indices.to(tl.int32)
+    size: tl.constexpr = shared.UNIT_WORDS
+    pitch: tl.constexpr = shared.PITCH // shared.WORD
+    # as a matrix instruction's first operand is dealt to lanes: four to a row, eight rows, warps of 16 rows; but a lane
+    # has neighbouring elements of its row
+    lanes: tl.constexpr = min(COLUMNS // many, 4)
+    each: tl.constexpr = COLUMNS // many // lanes
+    warps: tl.constexpr = ROWS // 16
+    lane = tl.arange(0, ROWS * lanes)
+    row = lane // lanes % 8 + lane // (8 * lanes) % warps * 16 + lane // (8 * lanes * warps) * 8
+    row = tl.minimum(first_row + row, shared.rows - 1)
+    at = first // many * size + (lane % lanes * (each * size))[None, :] + tl.arange(0, each)[:, None] * size
+    if shared.WORD > 1:
+        codes_ptr = codes_ptr.to(tl.pointer_type(tl.int16 if shared.WORD == 2 else tl.int32))
+    unit = tl.zeros([each, ROWS * lanes], tl.int32 if size < 4 else tl.int64)
+    for i in tl.static_range(size):
+        if shared.count % COLUMNS == 0:
+            word = tl.load(codes_ptr + (row * pitch)[None, :] + (at + i))
+        else:
+            word = tl.load(codes_ptr + (row * pitch)[None, :] + (at + i), mask=at + i < pitch, other=0)
+        unit |= word.to(unit.dtype) << (8 * i)
+    shifts = tl.reshape(tl.arange(0, many) * shared.bits, (many, 1, 1)).to(unit.dtype)
+    # not unit[None, :, :]: Triton hands no layout through it
+    indices = (tl.reshape(unit, (1, each, ROWS * lanes)) >> shifts).to(tl.int32) & (shared.ENTRIES - 1)
+    indices = tl.trans(tl.reshape(indices, (many, each, 2, warps, 8, lanes)), 3, 2, 4, 5, 1, 0)
+    return tl.reshape(indices, (ROWS, COLUMNS))
 
 
 @triton.jit
-def load_weights(codes_ptr, book_ptr, row, row_ok, first, shared: tl.constexpr, BLOCK: tl.constexpr):
-    """Weights [rows, BLOCK], as load_indices; zero beyond rows and their ends."""
-    indices = load_indices(codes_ptr, row, row_ok, first, shared, BLOCK)
-    ok = row_ok[:, None] & (first + tl.arange(0, BLOCK) < shared.count)[None, :]
-    if shared.books > 1:
-        indices += (row // shared.BOOK_ROWS * shared.ENTRIES)[:, None]
-    return tl.load(book_ptr + indices, mask=ok, other=0.0)
+def load_weights(
+    codes_ptr, book_ptr, first_row, first, shared: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Weights [ROWS, COLUMNS], as load_indices; zero beyond rows and their ends."""
+    indices = load_indices(codes_ptr, first_row, first, shared, ROWS, COLUMNS)
+    row = first_row + tl.arange(0, ROWS)
+    if shared.books == 1 or shared.BOOK_ROWS % ROWS == 0:
+        entries = tl.arange(0, shared.ENTRIES)
+        if shared.books > 1:
+            entries += first_row // shared.BOOK_ROWS * shared.ENTRIES
+        w = tl.gather(tl.load(book_ptr + entries), tl.reshape(indices, ROWS * COLUMNS), 0)  # from shared memory
+        w = tl.reshape(w, (ROWS, COLUMNS))
+    else:
+        book = tl.minimum(row, shared.rows - 1) // shared.BOOK_ROWS
+        w = tl.load(book_ptr + (book * shared.ENTRIES)[:, None] + indices)
+    if shared.rows % ROWS != 0 or shared.count % COLUMNS != 0:
+        ok = (row < shared.rows)[:, None] & (first + tl.arange(0, COLUMNS) < shared.count)[None, :]
+        w = tl.where(ok, w, 0.0)
+    return w
+
+
+@triton.jit
+def deal(w, PACK: tl.constexpr):
+    """The columns of load_weights' tile as a first operand wants them of the lanes that have them: PACK of each of four
+    lanes in turn. Then no element leaves its lane."""
+    by_lane = tl.reshape(w, (w.shape[0], 4, w.shape[1] // (4 * PACK), PACK))
+    return tl.reshape(tl.trans(by_lane, 0, 2, 1, 3), (w.shape[0], w.shape[1]))
+
+
+@triton.jit
+def dealt(COLUMNS: tl.constexpr, PACK: tl.constexpr):
+    """Which columns those are: the order of the other operand's rows."""
+    i = tl.arange(0, COLUMNS)
+    return i // PACK % 4 * (COLUMNS // 4) + i // (4 * PACK) * PACK + i % PACK
 
 
 @triton.jit
@@ -110,25 +155,31 @@ def forward(
     PRECISION: tl.constexpr,
 ):
     rows: tl.constexpr = BLOCK_MANY if MANY else BLOCK_M
-    k_blocks: tl.constexpr = (shared.rows + BLOCK_K - 1) // BLOCK_K
+    tall: tl.constexpr = min(BLOCK_K, BLOCK_MANY) if MANY else BLOCK_K
+    k_blocks: tl.constexpr = (shared.rows + tall - 1) // tall
     apart: tl.constexpr = 1 if MANY else SPLITS
     pid = tl.program_id(0)
-    k = pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+    first_k = pid % k_blocks * tall
+    k = first_k + tl.arange(0, tall)
     k_ok = k < shared.rows
     first_split = pid // k_blocks % apart
     m = pid // (k_blocks * apart) * rows + tl.arange(0, rows)
     m_ok = m < N
     row = tl.cast(m, tl.int64)
+    line = tl.minimum(row, tl.cast(N, tl.int64) - 1) * shared.count  # no mask: what is beyond is not stored
+    pack: tl.constexpr = 32 // x_ptr.dtype.element_ty.primitive_bitwidth
 
-    y = tl.zeros([BLOCK_K, rows], tl.float32)
+    y = tl.zeros([tall, rows], tl.float32)
     for split in range(first_split, first_split + SPLITS // apart):
-        acc = tl.zeros([BLOCK_K, rows], tl.float32)
-        for red in range(split * EACH, (split + 1) * EACH, BLOCK_RED):
-            c = red + tl.arange(0, BLOCK_RED)
-            w = load_weights(codes_ptr, book_ptr, k, k_ok, red, shared, BLOCK_RED)
-            x_ok = (c < shared.count)[:, None] & m_ok[None, :]
-            x = tl.load(x_ptr + (row * shared.count)[None, :] + c[:, None], mask=x_ok, other=0.0)
-            acc = dot(w, x, acc, DOT_TYPE, PRECISION)
+        acc = tl.zeros([tall, rows], tl.float32)
+        for red in range(split * EACH, tl.minimum((split + 1) * EACH, shared.count), BLOCK_RED):
+            w = load_weights(codes_ptr, book_ptr, first_k, red, shared, tall, BLOCK_RED)
+            c = red + dealt(BLOCK_RED, pack)
+            if shared.count % BLOCK_RED == 0:
+                x = tl.load(x_ptr + line[None, :] + c[:, None])
+            else:
+                x = tl.load(x_ptr + line[None, :] + c[:, None], mask=(c < shared.count)[:, None], other=0.0)
+            acc = dot(deal(w, pack), x, acc, DOT_TYPE, PRECISION)
         y += acc
 
     if apart > 1:
@@ -191,7 +242,7 @@ def backward_input(
         k_ok = k < shared.rows
         dy_ok = m_ok[:, None] & k_ok[None, :]
         dy = tl.load(dy_ptr + (row * shared.rows)[:, None] + k[None, :], mask=dy_ok, other=0.0)
-        w = load_weights(codes_ptr, book_ptr, k, k_ok, first, shared, BLOCK_C)
+        w = load_weights(codes_ptr, book_ptr, red, first, shared, BLOCK_RED, BLOCK_C)
         acc = dot(dy, w, acc, DOT_TYPE, PRECISION)
 
     ok = m_ok[:, None] & (c < shared.count)[None, :]
@@ -221,6 +272,7 @@ def backward_codebook(
     pid = pid % (c_blocks * k_blocks * shared.books)
     first = pid % c_blocks * BLOCK_C
     book, place, k_ok = channels(pid // c_blocks, shared.BOOK_ROWS, BLOCK_K)
+    first_k = book * shared.BOOK_ROWS + pid // c_blocks % k_blocks * BLOCK_K
     k = book * shared.BOOK_ROWS + place
     c = first + tl.arange(0, BLOCK_C)
     c_ok = c < shared.count
@@ -234,7 +286,7 @@ def backward_codebook(
         x = tl.load(x_ptr + (row * shared.count)[:, None] + c[None, :], mask=m_ok[:, None] & c_ok[None, :], other=0.0)
         dw = dot(dy, x, dw, DOT_TYPE, PRECISION)
 
-    indices = load_indices(codes_ptr, k, k_ok, first, shared, BLOCK_C)
+    indices = load_indices(codes_ptr, first_k, first, shared, BLOCK_K, BLOCK_C)
     indices = tl.where(k_ok[:, None] & c_ok[None, :], indices, -1)
     tile = pid // c_blocks % k_blocks * c_blocks + pid % c_blocks
     line = ((tl.cast(tile, tl.int64) * splits + split) * shared.books + book) * shared.ENTRIES
@@ -256,12 +308,13 @@ def centroids_of_weight(
     pid = tl.program_id(0)
     first = pid % c_blocks * BLOCK_C
     book, place, k_ok = channels(pid // c_blocks, shared.BOOK_ROWS, BLOCK_K)
+    first_k = book * shared.BOOK_ROWS + pid // c_blocks % k_blocks * BLOCK_K
     k = book * shared.BOOK_ROWS + place
     c = first + tl.arange(0, BLOCK_C)
     ok = k_ok[:, None] & (c < shared.count)[None, :]
     dw = tl.load(dw_ptr + (k * shared.count)[:, None] + c[None, :], mask=ok, other=0.0)
 
-    indices = tl.where(ok, load_indices(codes_ptr, k, k_ok, first, shared, BLOCK_C), -1)
+    indices = tl.where(ok, load_indices(codes_ptr, first_k, first, shared, BLOCK_K, BLOCK_C), -1)
     tile = pid // c_blocks % k_blocks * c_blocks + pid % c_blocks
     line = (tl.cast(tile, tl.int64) * shared.books + book) * shared.ENTRIES
     store_by_index(dw, indices, sums_ptr + line, shared.ENTRIES)

@@ -137,11 +137,18 @@ class Shared:
         return code_bytes(self.count, self.bits)
 
     @cached_property
-    def UNIT(self) -> int:
-        return code_unit(self.bits)[0]
+    def WORD(self) -> int:
+        """Bytes of a row that are read at once: those of eight indices, at most four, where rows are whole ones."""
+        size = min(self.bits, 4)
+        return size if 8 % self.bits == 0 and self.PITCH % size == 0 else 1
 
     @cached_property
-    def UNIT_BYTES(self) -> int:
+    def UNIT(self) -> int:
+        """Indices of a unit, which begins and ends with a word."""
+        return self.WORD * code_unit(self.bits)[0]
+
+    @cached_property
+    def UNIT_WORDS(self) -> int:
         return code_unit(self.bits)[1]
 
     @cached_property

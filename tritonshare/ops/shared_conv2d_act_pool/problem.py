@@ -14,7 +14,7 @@ from ... import launch, plan
 from ...kernels.geometry import Shared, ceil_div
 from ...op import Cost, gradients_by_reference
 from ..conv_act_pool.problem import ConvProblem
-from ..shared_linear.problem import CENTROIDS, SUM_CENTROIDS, book_tiles, sum_centroids
+from ..shared_linear.problem import CENTROIDS, SUM_CENTROIDS, aligned, book_tiles, sum_centroids
 from .options import reference, weight_named
 
 
@@ -90,7 +90,7 @@ class SharedConvProblem(ConvProblem):
                 if t is not None:
                     t.zero_()
             return grads
-        read, codes = self._read(grad, outs), codes.contiguous()
+        read, codes = self._read(grad, outs), aligned(codes)
         if dx is not None:
             self._launch_backward_input(dx, read, codes, book.contiguous())
         if dbook is None and db is None:

@@ -28,6 +28,12 @@ CENTROIDS = Plan.of(BLOCK_K=32, BLOCK_C=64)
 SUM_CENTROIDS = Plan.of(BLOCK=16, SPLITS_BLOCK=256)
 
 
+def aligned(codes: torch.Tensor) -> torch.Tensor:
+    """Codes as kernels read them: contiguous, from an address of whole words."""
+    codes = codes.contiguous()
+    return codes if codes.data_ptr() % 4 == 0 else codes.clone()
+
+
 def sum_centroids(code: ModuleType, shared: Shared, device: torch.device) -> launch.Launcher:
     return launch.Launcher(code.sum_centroids, {"WIDTH": shared.books * shared.ENTRIES}, SUM_CENTROIDS, device)
 
@@ -46,22 +52,24 @@ class Ladder:
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
-        k = power_of_two(self.shared.rows, 16, self.side)
+        k = power_of_two(self.shared.rows, 16, 32 if self.ieee else 128)
+        red_k = power_of_two(self.shared.rows, 16, 32)
         book_k = power_of_two(self.shared.BOOK_ROWS, 16, self.side)
         c = power_of_two(self.shared.count, 16, self.side)
         red = power_of_two(self.shared.count, 16, 32 if self.ieee else 64)
         return {
             "forward": self._staged("forward", BLOCK_M=16, BLOCK_MANY=self.side, BLOCK_K=k, BLOCK_RED=red),
-            "backward_input": self._staged("backward_input", BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=min(k, 32)),
+            "backward_input": self._staged("backward_input", BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red_k),
             "backward_codebook": self._staged("backward_codebook", BLOCK_M=32, BLOCK_K=book_k, BLOCK_C=c),
             "backward_bias": Plan.of(BLOCK_M=32, BLOCK_K=power_of_two(self.shared.rows, 16, 32)),
         }
 
     def _stage_bytes(self, pass_: str, sizes: Mapping[str, int]) -> int:
         """What the operands of one round of a kernel's loop take of the shared memory."""
-        if pass_ == "forward":
-            elements = (max(sizes["BLOCK_M"], sizes["BLOCK_MANY"]) + sizes["BLOCK_K"]) * sizes["BLOCK_RED"]
-        elif pass_ == "backward_input":
+        if pass_ == "forward":  # a code is a byte at most
+            x = max(sizes["BLOCK_M"], sizes["BLOCK_MANY"]) * self.itemsize
+            return (x + sizes["BLOCK_K"]) * sizes["BLOCK_RED"]
+        if pass_ == "backward_input":
             elements = (sizes["BLOCK_M"] + sizes["BLOCK_C"]) * sizes["BLOCK_RED"]
         elif pass_ == "backward_codebook":
             elements = (sizes["BLOCK_K"] + sizes["BLOCK_C"]) * sizes["BLOCK_M"]
@@ -120,7 +128,7 @@ class LinearProblem(plan.Planned):
     def splits(self) -> tuple[int, int]:
         """In how many parts forward's reduction is cut, and the elements of each: about two programs a processor where
         one block of the batch has them, of 512 elements or more. Plans and the batch have no say."""
-        tiles = ceil_div(self.shared.rows, 64)
+        tiles = ceil_div(self.shared.rows, 128)
         wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), self.shared.count // 512))
         each = ceil_div(ceil_div(self.shared.count, wanted), STEP) * STEP
         return ceil_div(self.shared.count, each), each
@@ -186,12 +194,14 @@ class LinearProblem(plan.Planned):
         n, sizes = x.shape[0], self.plans["forward"]
         if not n:
             return outs
-        given = [None if t is None else t.contiguous() for t in (x, codes, book, b)]
-        splits, tiles = self.splits[0], ceil_div(self.shared.rows, sizes["BLOCK_K"])
+        given = [x.contiguous(), aligned(codes), book.contiguous(), None if b is None else b.contiguous()]
         if n > FEW:
-            self._forward_many(tiles * ceil_div(n, sizes["BLOCK_MANY"]), *given, y, n)
+            tall = min(sizes["BLOCK_K"], sizes["BLOCK_MANY"])
+            grid = ceil_div(self.shared.rows, tall) * ceil_div(n, sizes["BLOCK_MANY"])
+            self._forward_many(grid, *given, y, n)
             return outs
-        grid = tiles * splits * ceil_div(n, sizes["BLOCK_M"])
+        splits = self.splits[0]
+        grid = ceil_div(self.shared.rows, sizes["BLOCK_K"]) * splits * ceil_div(n, sizes["BLOCK_M"])
         if splits == 1:
             self._forward_few(grid, *given, y, n)
             return outs
@@ -215,7 +225,7 @@ class LinearProblem(plan.Planned):
                 if t is not None:
                     t.zero_()
             return grads
-        grad, codes = grad.contiguous(), codes.contiguous()
+        grad, codes = grad.contiguous(), aligned(codes)
         if dx is not None:
             sizes = self.plans["backward_input"]
             grid = ceil_div(n, sizes["BLOCK_M"]) * ceil_div(shared.count, sizes["BLOCK_C"])
