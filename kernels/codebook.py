@@ -131,6 +131,8 @@ def gather_weights(codes_ptr, book_ptr, row, element, ok, shared: tl.constexpr):
 def store_by_index(values, indices, sums_ptr, ENTRIES: tl.constexpr):
     """For each index, write the sum of the values [rows, columns] that have it."""
     # one sum of the tile: two in turn, axis by axis, end Triton 3.6 with an assertion on sm_100
+    # an axis more, which no layout passes: else Triton 3.9 brings each comparison to the layout of the values
+    values, indices = values[None, :, :], indices[None, :, :]
     for entry in range(0, ENTRIES):
         tl.store(sums_ptr + entry, tl.sum(tl.where(indices == entry, values, 0.0)))
 
