@@ -208,7 +208,7 @@ def forward(
     PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    split, matrix, m, _, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     best = tl.full([BLOCK_M], MISSING, tl.int32)

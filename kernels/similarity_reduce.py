@@ -101,7 +101,7 @@ def forward(
     PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    split, matrix, m, _, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -285,7 +285,7 @@ def deltas(
 ):
     """Of each row of x the sum of p_ij <do_i, v_j>, and of p_ij."""
     distance: tl.constexpr = VALUE is not None
-    split, matrix, m, _, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     total = tl.zeros([BLOCK_M], tl.float32)
