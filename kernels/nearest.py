@@ -10,8 +10,9 @@ Math     similarities w as in kernels/similarity.py; kinds that are distances ar
          <y_j, p_j> is (sum of g w) / h
 Tiles    forward: BLOCK_M rows of x walk over y, BLOCK_N rows at a time, with the best so far in registers: one number
          and index per row; or [BLOCK_M, TOP] of both in 64 bits, in no order, into which a block's best enters for the
-         worst, as long as there is a row in which it beats that. Few rows of x would keep few processors busy: there y
-         is split, and `merge` finds the best of all splits' best
+         worst, as long as there is a row in which it beats that. Of near pairs (see kernels/similarity.py) those are
+         computed from differences, one of each row at a time, that may be no worse than what is there. Few rows of x
+         would keep few processors busy: there y is split, and `merge` finds the best of all splits' best
          backward_x: BLOCK_M rows, BLOCK_C columns at a time. backward_features: BLOCK_D columns of one piece of the
          pairs of one row of y, as in kernels/segment.py, whose sum_pieces adds up pieces
 Traffic  forward: x once per split (again for each block of y where K is more than BLOCK_RED), y once per BLOCK_M rows
@@ -34,7 +35,6 @@ from .similarity import (
     place_in_splits,
     products,
     rows_of,
-    square_distances,
     squares,
     store_rows,
 )
@@ -42,6 +42,7 @@ from .tile import dot
 
 MISSING = tl.constexpr(0x7FFFFFFF)  # worse than any number's integer
 NAN = tl.constexpr(0x7FC00000)
+ROUNDING = tl.constexpr(2.0**-22)  # of a square distance from products, at most, per column and |x|^2 + |y|^2
 NOTHING = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # worse than any key with its index
 
 
@@ -103,10 +104,10 @@ def held(x_ptr, x_rows, x_ok, SQUARES: tl.constexpr, K: tl.constexpr, BLOCK_M: t
 @triton.jit
 def pairs(
     x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
-    DISTANCE: tl.constexpr, NEAR: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    DISTANCE: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr,
+    DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """w [BLOCK_M, BLOCK_N], or q of distances; and the squares t [BLOCK_N] of y where they are needed."""
+    """w [BLOCK_M, BLOCK_N], of distances s + t - 2 d, and the squares t [BLOCK_N] of y where they are needed."""
     squares_y: tl.constexpr = DISTANCE or FACTOR_Y is not None
     if K <= BLOCK_RED:
         y = load_rows(y_ptr, y_rows, y_ok, 0, K, BLOCK_RED)
@@ -121,15 +122,44 @@ def pairs(
         )  # fmt: skip
     if DISTANCE:
         w = s[:, None] + t[None, :] - 2.0 * w
-        near = is_near(w, s, t, x_ok, y_ok, NEAR)
-        if any_of(near):
-            w = tl.where(near, square_distances(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N), w)
     else:
         if FACTOR_X is not None:
             w = w * FACTOR_X(s, eps)[:, None]
         if FACTOR_Y is not None:
             w = w * FACTOR_Y(t, eps)[None, :]
     return w, t
+
+
+@triton.jit
+def refined(
+    q, near, s, t, limit, x_ptr, y_ptr, x_rows, first_y, KEY: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr,
+):  # fmt: skip
+    """Keys [BLOCK_M, BLOCK_N] of q. Of near pairs, which tell too little, those of differences where, whatever
+    rounding did to q, one may be no worse than `limit` [BLOCK_M]; the others are MISSING."""
+    lane = tl.arange(0, BLOCK_N)[None, :]
+    slack = (K + 64) * ROUNDING * (s[:, None] + t[None, :])
+    # the better end of what q may be, in whichever order keys are
+    bound = tl.minimum(KEY(tl.where(q > slack, q - slack, 0.0)), KEY(q + slack))
+    bound = tl.where(near, tl.where(q == q, bound, -MISSING), MISSING)
+    keys = tl.where(near, MISSING, KEY(q))
+    limit = tl.minimum(limit, MISSING - 1)
+    best = tl.min(bound, axis=1)
+    while tl.max((best <= limit).to(tl.int32), axis=0) > 0:
+        wanted = best <= limit
+        place = tl.min(tl.where(bound == best[:, None], lane, BLOCK_N), axis=1)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        for first in range(0, K, BLOCK_RED):
+            x = load_rows(x_ptr, x_rows, wanted, first, K, BLOCK_RED).to(tl.float32)
+            y = load_rows(y_ptr, first_y + place, wanted, first, K, BLOCK_RED).to(tl.float32)
+            total += squares(x - y)
+        key = KEY(total)
+        keys = tl.where((lane == place[:, None]) & wanted[:, None], key[:, None], keys)
+        bound = tl.where(lane == place[:, None], MISSING, bound)
+        if COUNT == 1:
+            limit = tl.where(wanted, tl.minimum(limit, key), limit)
+        best = tl.min(bound, axis=1)
+    return keys
 
 
 @triton.jit
@@ -220,14 +250,25 @@ def forward(
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
         w, t = pairs(
-            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
-            BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
+            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, K, BLOCK_M, BLOCK_N,
+            BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         if t_ptr is not None:
             if m == 0:
                 tl.store(t_ptr + y_rows, t, mask=y_ok)
         offs_n = start + tl.arange(0, BLOCK_N)
-        keys = tl.where(y_ok[None, :], KEY(w), MISSING)
+        keys = KEY(w)
+        if distance:
+            near = is_near(w, s, t, x_ok, y_ok, NEAR)
+            if any_of(near):
+                limit = best
+                if COUNT > 1:
+                    limit = (tl.max(top, axis=1) >> 32).to(tl.int32)
+                first_y = tl.cast(matrix, tl.int64) * N + start
+                keys = refined(
+                    w, near, s, t, limit, x_ptr, y_ptr, x_rows, first_y, KEY, COUNT, K, BLOCK_M, BLOCK_N, BLOCK_RED
+                )
+        keys = tl.where(y_ok[None, :], keys, MISSING)
         if COUNT == 1:
             key, place = best_of(keys, offs_n)
             index = tl.where(key < best, place, index)

@@ -30,7 +30,8 @@ Order    rows of y (of x in dy and dv) in blocks, in turn, then splits in turn. 
 import triton
 import triton.language as tl
 
-from .nearest import held, largest_first, largest_number, pairs
+from .nearest import held, largest_first, largest_number
+from .nearest import pairs as pairs_but_near
 from .similarity import (
     any_of,
     cut_to_tf32,
@@ -41,6 +42,7 @@ from .similarity import (
     place_in_splits,
     products,
     rows_of,
+    square_distances,
     store_rows,
 )
 from .tile import dot
@@ -50,6 +52,24 @@ from .tile import dot
 def largest_of(w):
     """The maximum of each row."""
     return largest_number(tl.min(largest_first(w), axis=1))
+
+
+@triton.jit
+def pairs(
+    x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
+    DISTANCE: tl.constexpr, NEAR: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """w [BLOCK_M, BLOCK_N], or q of distances; and the squares t [BLOCK_N] of y where they are needed."""
+    w, t = pairs_but_near(
+        x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, DISTANCE, K, BLOCK_M, BLOCK_N,
+        BLOCK_RED, DOT_TYPE, PRECISION,
+    )  # fmt: skip
+    if DISTANCE:
+        near = is_near(w, s, t, x_ok, y_ok, NEAR)
+        if any_of(near):
+            w = tl.where(near, square_distances(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N), w)
+    return w, t
 
 
 @triton.jit

@@ -32,15 +32,16 @@ def ties_go_to_the_first(run, tensors, options):
 
 
 def indices_are_of_a_stable_sort(run, tensors, options):
-    """Of equal ones the first index wins, and NaN is the largest number. Every row of features comes twice."""
+    """Of equal ones the first index wins, and NaN is the largest number. Every row of features comes twice; of distances
+    also where all rows are near."""
     from ... import functional
 
     kind, gamma, eps = options["kind"], options.get("gamma"), options.get("eps", 1e-8)
     found = []
-    for finite in (True, False):
-        x, y = tensors if finite else (t.clamp(-1, 1) / 2 for t in tensors)
+    for data in ("integers", "near", "nonfinite") if kind in DISTANCES else ("integers", "nonfinite"):
+        x, y = (t + 100 if data == "near" else t.clamp(-1, 1) / 2 if data == "nonfinite" else t for t in tensors)
         y = torch.cat([y, y], -2)
-        if not finite:
+        if data == "nonfinite":
             x[..., 0, 0], x[..., 1, -1] = torch.nan, torch.inf
             y[..., 2, 0], y[..., 1::4, -1], y[..., 3::4, 0] = torch.nan, torch.inf, -torch.inf
         exact = x.double(), y.double()

@@ -41,7 +41,7 @@ class Ladder:
         old, hopper = self.device.arch.startswith("sm_8"), self.device.arch.startswith("sm_9")
         # registers: a tile of pairs stands beside its keys, and, of distances, beside another one
         several = self.count > 1
-        few = self.squares == 2 and (old or wide or (several and not hopper))
+        few = self.squares == 2 and (old or several or (wide and not hopper))
         blocks = {
             "BLOCK_M": 128 if few and self.device.arch.startswith("sm_10") else 64,
             "BLOCK_N": power_of_two(self.n, 16, 32 if few else 64 if self.squares == 2 or several else 128),
