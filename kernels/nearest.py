@@ -137,6 +137,7 @@ def refined(
 ):  # fmt: skip
     """Keys [BLOCK_M, BLOCK_N] of q. Of near pairs, which tell too little, those of differences where, whatever
     rounding did to q, one may be no worse than `limit` [BLOCK_M]; the others are MISSING."""
+    columns: tl.constexpr = min(BLOCK_RED, 32)
     lane = tl.arange(0, BLOCK_N)[None, :]
     slack = (K + 64) * ROUNDING * (s[:, None] + t[None, :])
     # the better end of what q may be, in whichever order keys are
@@ -149,9 +150,9 @@ def refined(
         wanted = best <= limit
         place = tl.min(tl.where(bound == best[:, None], lane, BLOCK_N), axis=1)
         total = tl.zeros([BLOCK_M], tl.float32)
-        for first in range(0, K, BLOCK_RED):
-            x = load_rows(x_ptr, x_rows, wanted, first, K, BLOCK_RED).to(tl.float32)
-            y = load_rows(y_ptr, first_y + place, wanted, first, K, BLOCK_RED).to(tl.float32)
+        for first in range(0, K, columns):
+            x = load_rows(x_ptr, x_rows, wanted, first, K, columns).to(tl.float32)
+            y = load_rows(y_ptr, first_y + place, wanted, first, K, columns).to(tl.float32)
             total += squares(x - y)
         key = KEY(total)
         keys = tl.where((lane == place[:, None]) & wanted[:, None], key[:, None], keys)

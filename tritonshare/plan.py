@@ -39,6 +39,11 @@ class Device:
     def is_hip(self) -> bool:
         return self.arch.startswith("gfx")
 
+    @property
+    def unspilled(self) -> dict[str, int]:
+        """Launch options of a kernel that needs many registers: else ptxas spills a few, to fit more warps."""
+        return {} if self.is_hip else {"maxnreg": 255}
+
 
 DEVICES = {
     d.arch: d

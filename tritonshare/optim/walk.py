@@ -36,9 +36,6 @@ def plan_of(state: torch.dtype | None, rule: Rule) -> Plan:
 PIECES = Plan.of(BLOCK=256, num_warps=1, num_stages=1)
 PIECES_OF_8_BITS = Plan.of(BLOCK=512, num_warps=1, num_stages=1)
 CLIP = Plan.of(BLOCK=1024, num_stages=1)
-# of `update`. Without a limit ptxas spills a few of some variants' to fit more warps; enough bytes are in flight
-# without them [model]
-REGISTERS = 255
 
 
 @dataclass(frozen=True)
@@ -222,8 +219,10 @@ class Walk:
                 "STATE_TYPE": self._type(kind.state), "SIGNED": rule.signed, "SCALARS": rule.scalars, "STEP": rule.step,
                 "ALONG": kind.along, "KEEP_GRAD": keep, "ALIGNED": kind.aligned,
             }  # fmt: skip
-            options = {} if plan.facts(kind.device).is_hip else {"maxnreg": REGISTERS}
-            self._updates[keep] = self._launcher("update", constants, self.plan, **options)
+            # enough bytes are in flight without more warps [model]
+            self._updates[keep] = self._launcher(
+                "update", constants, self.plan, **plan.facts(kind.device).unspilled
+            )
         return self._updates[keep]
 
     @cached_property

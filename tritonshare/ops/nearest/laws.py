@@ -32,8 +32,8 @@ def ties_go_to_the_first(run, tensors, options):
 
 
 def indices_are_of_a_stable_sort(run, tensors, options):
-    """Of equal ones the first index wins, and NaN is the largest number. Every row of features comes twice; of distances
-    also where all rows are near."""
+    """Of equal ones the first index wins, and NaN is the largest number. Every row of features comes twice. Distances:
+    of near rows, too."""
     from ... import functional
 
     kind, gamma, eps = options["kind"], options.get("gamma"), options.get("eps", 1e-8)

@@ -39,11 +39,11 @@ class Ladder:
         wide = self.itemsize == 4
         columns = power_of_two(self.k, 16, 128)
         old, hopper = self.device.arch.startswith("sm_8"), self.device.arch.startswith("sm_9")
-        # registers: a tile of pairs stands beside its keys, and, of distances, beside another one
+        # registers: a tile of pairs stands beside its keys and, of distances, beside what they may be at best
         several = self.count > 1
-        few = self.squares == 2 and (old or several or (wide and not hopper))
+        few = self.squares == 2 and (old or (several and not hopper))
         blocks = {
-            "BLOCK_M": 128 if few and self.device.arch.startswith("sm_10") else 64,
+            "BLOCK_M": 64,
             "BLOCK_N": power_of_two(self.n, 16, 32 if few else 64 if self.squares == 2 or several else 128),
             # all columns of x are held where they fit
             "BLOCK_RED": power_of_two(self.k, 16, 32 if wide else 64 if old else 128),
@@ -128,7 +128,9 @@ class PairsProblem(RowsProblem):
     def _launcher(self, kernel: str, plan: Plan, **constants: Any) -> launch.Launcher:
         of = self.functions
         factors = {"COUNT": self.count, "K": self.k, "FACTOR_X": of.factor_x, "FACTOR_Y": of.factor_y}
-        return launch.Launcher(getattr(self._code, kernel), {**factors, **constants}, plan, self.device)
+        return launch.Launcher(
+            getattr(self._code, kernel), {**factors, **constants}, plan, self.device, **self.facts.unspilled
+        )
 
     @cached_property
     def _forward(self) -> launch.Launcher:

@@ -75,9 +75,12 @@ def _gradients(tensors, needs) -> list[torch.Tensor | None]:
 class Ladder:
     """Block sizes of sums and softmax: of the columns and the element size, and never of the rows of x."""
 
-    def __init__(self, n: int, k: int, d: int, itemsize: int, squares: int, distance: bool, device) -> None:
+    def __init__(
+        self, n: int, k: int, d: int, itemsize: int, squares: int, distance: bool, widened: bool, device
+    ) -> None:
+        """widened: gradients are multiplied in a wider type than similarities."""
         self.n, self.k, self.d, self.itemsize, self.device = n, k, d, itemsize, device
-        self.squares, self.distance = squares, distance
+        self.squares, self.distance, self.widened = squares, distance, widened
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
@@ -89,7 +92,8 @@ class Ladder:
         others = power_of_two(self.n, 16, 32 if few else 64)
         columns = power_of_two(self.k, 16, 64 if wide or old or self.squares == 2 else 128)
         of_values = power_of_two(self.d, 16, 64)
-        backward = {"BLOCK_M": 64, "BLOCK_N": 16 if self.distance and (self.d or wide or old) else 32, "BLOCK_RED": red}
+        fewer = (self.distance and (self.d or wide or old)) or (self.widened and (self.distance or self.d))
+        backward = {"BLOCK_M": 64, "BLOCK_N": 16 if fewer else 32, "BLOCK_RED": red}
         if not self.d:
             rows = 128 if self.distance and self.device.arch.startswith("sm_10") else 64
             forward = self._staged(BLOCK_M=rows, BLOCK_N=others, BLOCK_RED=red)
@@ -162,7 +166,12 @@ class TotalProblem(RowsProblem):
     def ladder(self) -> Ladder:
         of = self.functions
         squares = 2 if self.distance else (of.factor_x is not None) + (of.factor_y is not None)
-        return Ladder(self.n, self.k, self.d, self.dtype.itemsize, squares, self.distance, self.facts)
+        return Ladder(self.n, self.k, self.d, self.dtype.itemsize, squares, self.distance, self._widened, self.facts)
+
+    @property
+    def _widened(self) -> bool:
+        """The gradient of similarities may leave fp16's range, but not that of TF32."""
+        return self.dtype == torch.float16 and self.kind != "dot"
 
     @cached_property
     def _code(self) -> ModuleType:
@@ -172,11 +181,11 @@ class TotalProblem(RowsProblem):
 
     @cached_property
     def _gradient_numbers(self) -> dict[str, Any]:
-        """Of products with the gradient of similarities, which may leave fp16's range, but not that of TF32."""
+        """Of products with the gradient of similarities."""
         import triton.language as tl
 
         numbers = self._numbers
-        if self.dtype == torch.float16 and self.kind != "dot":
+        if self._widened:
             numbers = {"DOT_TYPE": tl.float32, "PRECISION": "ieee" if self.facts.is_hip else "tf32"}
         return {"GRADIENT_TYPE": numbers["DOT_TYPE"], "GRADIENT_PRECISION": numbers["PRECISION"]}
 
@@ -192,7 +201,8 @@ class TotalProblem(RowsProblem):
         constants |= {"NEAR": self._near, **self._numbers}
         if self.d or pass_ != "forward":
             constants["D"] = self.d
-        return launch.Launcher(getattr(self._code, kernel or used.variant or pass_), constants, used, self.device)
+        code = getattr(self._code, kernel or used.variant or pass_)
+        return launch.Launcher(code, constants, used, self.device, **self.facts.unspilled)
 
     @cached_property
     def _forward(self) -> launch.Launcher:
