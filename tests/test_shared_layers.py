@@ -217,3 +217,13 @@ def test_centroids_over_a_batch_in_splits():
     tensors = gate.make_tensors(case, torch.float32)
     assert SHARED_LINEAR.problem(tensors, (2,)).batch_splits(300)[0] > 1
     assert [str(c) for c in gate.check(SHARED_LINEAR, case, tensors) if not c.passed] == []
+
+
+@pytest.mark.interpreter
+def test_codes_at_any_address():
+    """Kernels read whole words, which is not theirs to ask of a view."""
+    x, codes, book, bias = gate.make_tensors(Case("", (), ((3, 16), *packed(5, 16, 4, 1), (5,)), {}), torch.float32)
+    moved = torch.empty(codes.numel() + 1, dtype=torch.uint8)[1:].view_as(codes).copy_(codes)
+    assert moved.data_ptr() % 4
+    pairs = [functional.shared_linear(x, c, book, bias, bits=4) for c in (codes, moved)]
+    assert_same_bits([pairs])
