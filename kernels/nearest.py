@@ -19,7 +19,8 @@ Traffic  forward: x once per split (again for each block of y where K is more th
          of x, from the cache; 12 COUNT M written, and 16 TOP M more for each of several splits. No M N. backward: g,
          indices, x and the chosen rows of y read, dx written; dy: a sort of the indices, and x read COUNT times
 Work     2 B M N K forward; 2 or 3 B M COUNT K for each gradient
-Rounding as similarity.forward; gradients in fp32 but for what is loaded, one rounding on the way out
+Rounding as similarity.forward, but that near pairs' columns are added in trees of up to 32; gradients in fp32 but for
+         what is loaded, one rounding on the way out
 Order    which pairs are chosen depends on no order: pairs are compared exactly. Gradients add pairs in turn. No atomics
 """
 
@@ -239,14 +240,14 @@ def forward(
     PRECISION: tl.constexpr,
 ):
     distance: tl.constexpr = VALUE is not None
-    split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
     best = tl.full([BLOCK_M], MISSING, tl.int32)
     index = tl.zeros([BLOCK_M], tl.int32)
     if COUNT > 1:
-        first = (tl.full([BLOCK_M], MISSING, tl.int32).to(tl.int64) << 32)[:, None]
-        top = first + tl.arange(0, TOP)[None, :]
+        nothing = (tl.full([BLOCK_M], MISSING, tl.int32).to(tl.int64) << 32)[:, None]
+        top = nothing + tl.arange(0, TOP)[None, :]
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)

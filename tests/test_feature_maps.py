@@ -94,10 +94,14 @@ def test_soft_assignment_is_a_mixture():
 def test_soft_means_follow_and_their_backward_survives_the_update():
     torch.manual_seed(0)
     maps = FeatureMaps(3, 2, assign="soft", reseed=0)
+    same = copy.deepcopy(maps)
     x = torch.randn(8, 2, requires_grad=True)
     weights = torch.softmax(-torch.cdist(x, maps.features), -1).detach()
     maps(x).output.sum().backward()
     torch.testing.assert_close(maps.features, weights.T @ x.detach() / weights.sum(0)[:, None])
+    with torch.inference_mode():
+        same(x.detach().clone())
+    torch.testing.assert_close(same.features, maps.features, rtol=0, atol=0)
 
 
 # The mean.

@@ -243,11 +243,12 @@ class FeatureMaps(torch.nn.Module):
     def _soft_sums(self, x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         """[num_features, dim + 1]: by the weights of soft assignment, sums of `counted` and, last, of ones. They
         are the gradient of mixtures to their values, which takes no weight of every pair in memory."""
-        values = counted.new_zeros(self.num_features, self.dim + 1, requires_grad=True)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # also within torch.inference_mode()
+            values = counted.new_zeros(self.num_features, self.dim + 1, requires_grad=True)
+            x = x.clone() if x.is_inference() else x
             mixtures = self._mixture(x, self.features.detach().to(x.dtype), values)
-        ones = counted.new_ones(len(counted), 1)
-        return torch.autograd.grad(mixtures, values, torch.cat((counted, ones), 1))[0]
+            ones = counted.new_ones(len(counted), 1)
+            return torch.autograd.grad(mixtures, values, torch.cat((counted, ones), 1))[0]
 
     def _numbers(self, indices: torch.Tensor) -> torch.Tensor:
         """[num_features, 1]: how many inputs each feature has. Integers are exact in any order."""
