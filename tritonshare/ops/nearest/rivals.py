@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 
 from ...op import Rival, Unavailable
-from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES
+from ..similarity_weight.reference import DISSIMILARITIES
 from ..similarity_weight.rivals import eager as similarities
+from ..similarity_weight.rivals import lazy_pairs
 
 
 def all_pairs(options):
@@ -46,21 +45,12 @@ def cdist(options):
 
 
 def keops(options):
-    """KeOps keeps no matrix either."""
-    try:
-        LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
-    except Exception as error:
-        raise Unavailable(f"pykeops cannot be imported ({type(error).__name__}: {error})") from error
     kind, k, gamma, _ = options
-    if kind not in ("dot", *DISTANCES):
-        raise Unavailable(f"it has no {kind}")
+    pairs = lazy_pairs(kind, gamma)
 
     def run(x, y):
-        a, b = LazyTensor(x.unsqueeze(-2)), LazyTensor(y.unsqueeze(-3))
-        if kind == "dot":
-            return -(-(a * b).sum(-1)).Kmin(k, dim=x.dim() - 1)
-        q = ((a - b) ** 2).sum(-1).Kmin(k, dim=x.dim() - 1)
-        return q if kind == "sqeuclidean" else q.sqrt() if kind == "euclidean" else torch.exp(-gamma * q)
+        w, axis = pairs(x, y), x.dim() - 1
+        return w.Kmin(k, dim=axis) if kind in DISSIMILARITIES else -(-w).Kmin(k, dim=axis)
 
     return run
 

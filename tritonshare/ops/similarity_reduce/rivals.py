@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 import torch.nn.functional as F
 
 from ...op import Rival, Unavailable
 from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES
 from ..similarity_weight.rivals import eager as similarities
+from ..similarity_weight.rivals import lazy_pairs
 
 
 def all_pairs(options):
@@ -51,26 +50,14 @@ def attention(options):
 
 
 def keops(options):
-    """KeOps keeps no matrix either."""
-    try:
-        LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
-    except Exception as error:
-        raise Unavailable(f"pykeops cannot be imported ({type(error).__name__}: {error})") from error
     reduce, kind, gamma, _, temperature = options
-    sign = -1 if kind in DISSIMILARITIES else 1
-    if kind not in ("dot", *DISTANCES):
-        raise Unavailable(f"it has no {kind}")
+    pairs, sign = lazy_pairs(kind, gamma), -1 if kind in DISSIMILARITIES else 1
 
     def run(x, y, values):
-        a, b = LazyTensor(x.unsqueeze(-2)), LazyTensor(y.unsqueeze(-3))
-        if kind == "dot":
-            w = (a * b).sum(-1)
-        else:
-            w = ((a - b) ** 2).sum(-1)
-            w = w.sqrt() if kind == "euclidean" else w if kind == "sqeuclidean" else (-gamma * w).exp()
-        axis = x.dim() - 1
+        w, axis = pairs(x, y), x.dim() - 1
         if reduce == "softmax_matmul":
-            return (w * (sign / temperature)).sumsoftmaxweight(LazyTensor(values.unsqueeze(-3)), dim=axis)
+            lazy = type(w)(values.unsqueeze(-3))
+            return (w * (sign / temperature)).sumsoftmaxweight(lazy, dim=axis)
         return (w.sum(dim=axis) if reduce == "sum" else w.max(dim=axis)).squeeze(-1)
 
     return run

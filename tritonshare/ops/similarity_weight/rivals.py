@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ...op import Rival, Unavailable
-from .reference import reference
+from .reference import DISTANCES, reference
 
 
 def only(kinds, options):
@@ -36,7 +36,7 @@ def compiled_prescaled(options):
 
 
 def cdist(options):
-    only(("euclidean", "sqeuclidean", "rbf"), options)
+    only(DISTANCES, options)
     kind, gamma, _ = options
 
     def run(x, y):
@@ -57,7 +57,7 @@ def cosine_similarity(options):
 def eager(options):
     """Distances by the expanded form, as one writes them for speed; else the reference."""
     kind, gamma, _ = options
-    if kind not in ("euclidean", "sqeuclidean", "rbf"):
+    if kind not in DISTANCES:
         return lambda x, y: reference(x, y, *options)
 
     def run(x, y):
@@ -72,25 +72,29 @@ def compiled_eager(options):
     return torch.compile(eager(options), fullgraph=True, dynamic=False)
 
 
-def keops(options):
-    """KeOps keeps no matrix: here it is asked for all of it, and judged at what it is not made for."""
+def lazy_pairs(kind, gamma):
+    """Similarities in KeOps, as a function of x and y: a matrix that it does not keep."""
     try:
         LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
     except Exception as error:
         raise Unavailable(f"pykeops cannot be imported ({type(error).__name__}: {error})") from error
-    only(("euclidean", "sqeuclidean", "rbf", "dot"), options)
-    kind, gamma, _ = options
+    if kind not in ("dot", *DISTANCES):
+        raise Unavailable(f"it has no {kind}")
 
-    def run(x, y):
+    def of(x, y):
         a, b = LazyTensor(x.unsqueeze(-2)), LazyTensor(y.unsqueeze(-3))
         if kind == "dot":
-            pairs = (a * b).sum(-1)
-        else:
-            pairs = ((a - b) ** 2).sum(-1)
-            pairs = pairs.sqrt() if kind == "euclidean" else pairs if kind == "sqeuclidean" else (-gamma * pairs).exp()
-        return pairs @ torch.eye(y.shape[-2], dtype=y.dtype, device=y.device)
+            return (a * b).sum(-1)
+        q = ((a - b) ** 2).sum(-1)
+        return q.sqrt() if kind == "euclidean" else q if kind == "sqeuclidean" else (-gamma * q).exp()
 
-    return run
+    return of
+
+
+def keops(options):
+    """KeOps is asked for the whole matrix, and judged at what it is not made for."""
+    pairs = lazy_pairs(*options[:2])
+    return lambda x, y: pairs(x, y) @ torch.eye(y.shape[-2], dtype=y.dtype, device=y.device)
 
 
 RIVALS = {
