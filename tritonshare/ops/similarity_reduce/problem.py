@@ -90,6 +90,8 @@ class Ladder:
         # registers: distances have a second tile of pairs, and where both matrices have factors, both are squared
         few = (self.d and wide) or (self.distance and (self.d or wide or not hopper))
         others = power_of_two(self.n, 16, 32 if few else 64)
+        if self.d and wide and self.distance:
+            others = 16  # as in the backward: tiles of one size have the same bits, which exponents are sensitive to
         columns = power_of_two(self.k, 16, 64 if wide or old or self.squares == 2 else 128)
         of_values = power_of_two(self.d, 16, 64)
         fewer = (self.distance and (self.d or wide or old)) or (self.widened and (self.distance or self.d))
