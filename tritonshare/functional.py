@@ -318,8 +318,8 @@ def similarity_reduce(
             in float32), and NaN; "softmax_matmul", softmax(W / temperature, dim=-1) @ values, with -W for W where W is
             "euclidean" or "sqeuclidean": as in nearest, small distances count most.
         kind, gamma, eps: of similarity_weight.
-        temperature: of "softmax_matmul", positive. An error of W / temperature is one of an exponent: where that is many
-            times 1, as of squares of many columns, results have fewer digits.
+        temperature: of "softmax_matmul", positive. An error of W / temperature is one of an exponent: where that is
+            many times 1, as of squares of many columns, results have fewer digits.
 
     Returns:
         [..., M], or [..., M, D] of "softmax_matmul". Gradients go to x, y and values; of "max", to the maximum alone.

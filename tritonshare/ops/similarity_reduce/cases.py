@@ -49,7 +49,7 @@ def draw(rng: random.Random) -> Case:
     kinds = [kind for kind in KINDS if kind != "cosine" or k > 3]
     kind, options = rng.choice(kinds), {}
     if reduce == "softmax_matmul":
-        # squares grow with the columns: see the function's docstring on sharp weights
+        # squares grow with the columns: see the function's docstring on its temperature
         temperature = rng.choice((0.5, 1.0, 3.0)) * (k if kind == "sqeuclidean" else 1)
         options = {"columns": rng.randint(1, 20), "temperature": temperature}
     return case("drawn", "drawn", (*lead, m, k), (*lead, n, k), reduce, kind, **options)
