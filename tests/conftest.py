@@ -33,7 +33,7 @@ def pytest_configure(config):
     for lane in LANES:
         config.addinivalue_line("markers", f"{lane}: runs in the {lane} lane")
     config.addinivalue_line("markers", "repetition: does for one more case what another test does")
-    config.addinivalue_line("markers", "once: of command lines and files, or what a dry day does, too")
+    config.addinivalue_line("markers", "once: of command lines and files, or what other tests show of a Triton, too")
     config.addinivalue_line("markers", "long: begins first, so that no process waits for it alone")
     lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
     if lane and (lane == "interpreter") != interpreted:
