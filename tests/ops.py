@@ -5,7 +5,7 @@ import torch
 
 import tritonshare  # noqa: F401 (registers the ops)
 from tests.guard import Guard
-from tritonshare import functional, gate
+from tritonshare import functional, gate, launch
 from tritonshare.op import REGISTRY, first_of
 
 OPS = tuple(REGISTRY.values())
@@ -49,6 +49,11 @@ def ops():
 def case_of(op, tag):
     """The op's first case with a tag."""
     return next(case for case in op.cases if tag in case.tags)
+
+
+def takes_kernels():
+    """Whether CPU tensors do, in this process."""
+    return launch.path(torch.empty(())).kernels
 
 
 def call(op, tensors, **options):

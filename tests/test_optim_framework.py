@@ -9,8 +9,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.testing._internal.two_tensor import TwoTensor
 
-from tests.ops import strided, unaligned
-from tritonshare import gate, launch, optim
+from tests.ops import strided, takes_kernels, unaligned
+from tritonshare import gate, optim
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
 SHAPES = ((3, 5), (7,), (2, 3, 2, 2))
@@ -65,10 +65,6 @@ def agree(name, scenario):
         assert comparison.passed, str(comparison)
         if not takes_kernels():
             assert torch.equal(a, c), f"tensor {i} is not torch's"
-
-
-def takes_kernels():
-    return launch.path(torch.empty(())).kernels
 
 
 def everything(optimizer):
@@ -205,8 +201,8 @@ def test_hooks_of_checkpoints(name):
 
 
 @every
-def test_a_hook_changes_what_is_loaded_into_states_of_another_dtype(name, request):
-    if request.config.getoption("--lane") == "reference":
+def test_a_hook_changes_what_is_loaded_into_states_of_another_dtype(name):
+    if not takes_kernels():
         pytest.skip("the kernels' alone")
     ps = parameters()
     optimizer = make(ours(name), ps, state_dtype=torch.bfloat16)

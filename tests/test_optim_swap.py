@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from tests.ops import assert_same_bits
+from tests.ops import assert_same_bits, takes_kernels
 from tritonshare import optim, plan
 from tritonshare.optim.verify import RULES, tensors
 
@@ -343,9 +343,9 @@ def test_all_else_of_torch_optim_is_here():
 
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("rule", CASES[1:])
-def test_checkpoints_of_small_states(rule, state_dtype, request):
+def test_checkpoints_of_small_states(rule, state_dtype):
     """torch loads them, and they come back to the same bits."""
-    if request.config.getoption("--lane") == "reference":
+    if not takes_kernels():
         pytest.skip("the kernels' alone")
     cls, options = RULES[rule]
 
