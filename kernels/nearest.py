@@ -43,7 +43,7 @@ from .tile import dot
 
 MISSING = tl.constexpr(0x7FFFFFFF)  # worse than any number's integer
 NAN = tl.constexpr(0x7FC00000)
-ROUNDING = tl.constexpr(2.0**-22)  # of a square distance from products, at most, per column and |x|^2 + |y|^2
+ROUNDING = tl.constexpr(2.0**-22)  # of a square distance from products, per column and |x|^2 + |y|^2: a bound [model]
 NOTHING = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # worse than any key with its index
 
 

@@ -33,11 +33,15 @@ def backward(output, tensors):
 def test_launches_follow_the_plans(gpu, op, case):
     tensors = halves(case)
     output = call(op, tensors, **case.options)
+    before = len(gpu.launches)
     grads = backward(output, tensors)
     problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
     planned = [(p.variant or name, p) for name, p in problem.plans.items()]
-    later = iter(gpu.launches)  # in turn; a backward may launch the forward's kernel once more
-    launched = [next(r for r in later if r.name == name) for name, _ in planned]
+    again = [r for r in gpu.launches[before:] if r.name == planned[0][0]]  # a backward that computes the output again
+    assert len(again) <= 1
+    planned[1:1] = planned[:1] * len(again)
+    launched = [r for r in gpu.launches if r.name in dict(planned)]
+    assert [r.name for r in launched] == [name for name, _ in planned]
     with launch.record() as expected:  # the same call once more, for the grids
         backward(call(op, tensors, **case.options), tensors)
     assert [(r.name, r.grid) for r in gpu.launches] == [(e.launcher.kernel.__name__, (e.grid, 1, 1)) for e in expected]

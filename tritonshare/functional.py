@@ -319,7 +319,7 @@ def similarity_reduce(
             "euclidean" or "sqeuclidean": as in nearest, small distances count most.
         kind, gamma, eps: of similarity_weight.
         temperature: of "softmax_matmul", positive. An error of W / temperature is one of an exponent: where that is
-            many times 1, as of squares of many columns, results have fewer digits.
+            many times 1, as of squares of many columns, results have fewer digits, and some miss the numeric gate.
 
     Returns:
         [..., M], or [..., M, D] of "softmax_matmul". Gradients go to x, y and values; of "max", to the maximum alone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..similarity_weight import SIMILARITY_WEIGHT
-from ..similarity_weight.reference import DISTANCES, square_distances
+from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES, square_distances
 from ..similarity_weight.reference import reference as similarities
 
 
@@ -17,7 +17,7 @@ def _all(tensors, options):
 def values_are_the_best_similarities(run, tensors, options):
     values, *_ = run(tensors, **options)
     w = _all(tensors, options)
-    smallest = options["kind"] in DISTANCES and options["kind"] != "rbf"
+    smallest = options["kind"] in DISSIMILARITIES
     return [(values, w.sort(-1, descending=not smallest)[0][..., : options["k"]])]
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ... import check
 from ..nearest.contract import some_columns
-from ..similarity_weight.contract import MAX_COLUMNS, of_a_kind, two_matrices
+from ..similarity_weight.contract import MAX_COLUMNS, of_a_kind, positive, two_matrices
 
 REDUCTIONS = ("sum", "max", "softmax_matmul")
 
@@ -37,11 +37,10 @@ def _axes(a):
 
 def _temperature(a):
     value = a["temperature"]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        return f"must be a positive number, but is {value!r}"
-    if value != 1 and a["reduce"] != "softmax_matmul":
+    wrong = positive(value)
+    if wrong is None and value != 1 and a["reduce"] != "softmax_matmul":
         return f"belongs to reduce 'softmax_matmul', but reduce is {a['reduce']!r}"
-    return None
+    return wrong
 
 
 CONTRACT = (

@@ -60,6 +60,13 @@ def two_matrices(x: str, y: str) -> tuple[check.Clause, ...]:
     )  # fmt: skip
 
 
+def positive(value) -> str | None:
+    """What is wrong with a number that must be positive."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        return f"must be a positive number, but is {value!r}"
+    return None
+
+
 def of_a_kind() -> tuple[check.Clause, ...]:
     """Clauses of kind, gamma and eps."""
 
@@ -67,9 +74,7 @@ def of_a_kind() -> tuple[check.Clause, ...]:
         value = a["gamma"]
         if a["kind"] != "rbf":
             return None if value is None else f"belongs to kind 'rbf', but kind is {a['kind']!r}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            return f"must be a positive number, but is {value!r}"
-        return None
+        return positive(value)
 
     def eps(a):
         value = a["eps"]

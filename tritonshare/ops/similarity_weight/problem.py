@@ -210,15 +210,14 @@ class SimilarityProblem(RowsProblem):
     @cached_property
     def _backwards(self) -> dict[str, launch.Launcher]:
         of = self.functions
-        factors = {"backward_x": (of.factor_x, of.factor_y), "backward_y": (of.factor_y, of.factor_x)}
+        matrices = (("backward_x", False, of.factor_x, of.factor_y), ("backward_y", True, of.factor_y, of.factor_x))
         return {
             name: self._launcher(
-                BACKWARD, self.plans[name], SWAPPED=name == "backward_y",
-                M_UNIT=self._unit if name == "backward_y" else 1, N_UNIT=1 if name == "backward_y" else self._unit,
-                FACTOR_X=own, FACTOR_Y=other, THROUGH_X=self._through(name), SLOPE=of.slope, SQUARE=of.square,
-                NEAR=self._near, **self._gradient_numbers,
+                BACKWARD, self.plans[name], SWAPPED=swapped, M_UNIT=self._unit if swapped else 1,
+                N_UNIT=1 if swapped else self._unit, FACTOR_X=own, FACTOR_Y=other, THROUGH_X=self._through(name),
+                SLOPE=of.slope, SQUARE=of.square, NEAR=self._near, **self._gradient_numbers,
             )
-            for name, (own, other) in factors.items()
+            for name, swapped, own, other in matrices
         }  # fmt: skip
 
     def _through(self, name: str) -> Any:
