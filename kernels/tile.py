@@ -13,8 +13,8 @@ def pixels(block, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     n0 = first // per_sample
     place = tl.cast(first - n0 * per_sample, tl.int32) + tl.arange(0, BLOCK)
     n = tl.cast(n0, tl.int32) + place // per_sample
-    place = place % per_sample
-    return n, place // COLS, place % COLS
+    # each of `place` itself: of a remainder of a remainder Triton 3.6 believes wrong divisors, and masks go wrong
+    return n, place // COLS % ROWS, place % COLS
 
 
 @triton.jit

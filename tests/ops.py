@@ -107,7 +107,8 @@ def moved(layout, tensors):
 
 
 def to_channels_last(t):
-    return t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
+    # `to`, unlike `contiguous`, also gives a single channel the strides that tell the layout
+    return t.to(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
 
 
 def strided(t):
