@@ -2,6 +2,7 @@
 Runs in two lanes: on the plain-torch path and on the kernels."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_autocast_casts_as_torch_does(op, dtype):
 @pytest.mark.parametrize("op", ops())
 def test_double_backward(op):
     """A gradient penalty: the gradient of a gradient's norm, against torch's in fp64."""
-    case = next((case for case in op.cases if "smooth" in case.tags), case_of(op, "tiny"))
+    case = smooth_case(op)
 
     def penalty(dtype):
         tensors = gate.make_tensors(case, torch.float32)
@@ -173,6 +174,75 @@ def test_double_backward(op):
         expected = penalty(torch.float64)
     for a, b in zip(penalty(torch.float32), expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+# The same tensor as two arguments, and one that is made of another.
+
+
+def smooth_case(op):
+    return next((case for case in op.cases if "smooth" in case.tags), case_of(op, "tiny"))
+
+
+def relations():
+    """Of every op, parameters (op, of): by argument that is another one, or made of another one, that one's number and
+    whether it is the same. Each differentiable argument is made of the one before, and of the one behind; and any two
+    are the same where the contract allows it."""
+    for op in (p.values[0] for p in ops()):
+        case = smooth_case(op)
+        tensors, options = case.empty(), gate.raw_options(op, case.options)
+        places = [i for i, d in enumerate(differentiable(tensors)) if d]
+        for order, name in ((places, "forwards"), (places[::-1], "backwards")):
+            if len(places) > 1:
+                made = {b: (a, False) for a, b in itertools.pairwise(order)}
+                yield pytest.param(op, made, id=f"{op.name}-{name}")
+        for first, second in itertools.combinations(places, 2):
+            try:
+                op.check(*[tensors[first] if i == second else t for i, t in enumerate(tensors)], *options)
+            except RuntimeError:
+                continue
+            names = f"{op.arguments[second]}-is-{op.arguments[first]}"
+            yield pytest.param(op, {second: (first, True)}, id=f"{op.name}-{names}")
+
+
+def related(values, of):
+    """Leaves, and the op's tensors made of them."""
+    leaves = gate.wanting_gradients([None if i in of else t for i, t in enumerate(values)])
+    given = list(leaves)
+    for place, (other, same) in of.items():  # in an order in which the other one is there
+        given[place] = given[other] if same else values[place] + given[other].mean()
+    return wanting(leaves), given
+
+
+@pytest.mark.parametrize("registered", [False, True], ids=["function", "registered"])
+@pytest.mark.parametrize(("op", "of"), [*relations()])
+def test_related_arguments_have_each_its_own_gradient(op, of, registered):
+    """First, second and batched gradients, against torch's in fp64."""
+    case = smooth_case(op)
+    values = gate.make_tensors(case, torch.float32)
+
+    def gradients(dtype, function):
+        typed = [t.to(dtype) if d else t for t, d in zip(values, differentiable(values), strict=True)]
+        wanted, given = related(typed, of)
+        output = function(given)
+        first_order = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
+        second_order = torch.autograd.grad(sum(g.square().sum() for g in first_order), wanted, retain_graph=True)
+        many = torch.stack([gate.make_gradient(output, seed=seed) for seed in (1, 2)])
+        batched = torch.autograd.grad(output, wanted, many, is_grads_batched=True, retain_graph=True)
+        assert not any(g.requires_grad for g in batched)
+        return [*first_order, *second_order, *batched, *torch.autograd.grad(output, wanted, many[0])]
+
+    def ours(given):
+        if not registered:
+            return call(op, given, **case.options)
+        options = op.canonical(given, *gate.raw_options(op, case.options))
+        return first_of(getattr(torch.ops.tritonshare, op.name)(*given, *options))
+
+    with plan.using(path="reference"):
+        expected = gradients(torch.float64, lambda given: call(op, given, **case.options))
+    for a, b in zip(gradients(torch.float32, ours), expected, strict=True):
+        # of a row's cosine to itself truth is 0, and fp32 rounds to what it rounds of numbers about 1
+        atol = 1e-3 * b.abs().max().item() + 4 * torch.finfo(torch.float32).eps
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))

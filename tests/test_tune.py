@@ -14,10 +14,10 @@ from bench.stub_driver import stub_driver
 from tests.measured import CASE, OP, plan_row, problem_of, table_of
 from tests.ops import cases
 from tritonshare import gate, launch, plan, tables, target, trial, tune
+from tritonshare.binding import gradients_by_reference
 from tritonshare.cli import main
 from tritonshare.machine import Interval
 from tritonshare.nn import ConvActPool2d
-from tritonshare.op import gradients_by_reference
 from tritonshare.ops.conv_act_pool import plans as conv_plans
 from tritonshare.ops.conv_act_pool.problem import ConvProblem
 from tritonshare.ops.conv_act_pool.reference import reference as conv_reference

@@ -1,4 +1,4 @@
-"""What an op is, and its way to eager autograd, torch.compile, torch.export and torch.func: written once for all ops.
+"""What an op is, and the way of a call: written once for all ops. What binds it to torch stands in binding.py.
 
 An op is declared in tritonshare/ops as one `Op` record. In eager mode a call goes
 
@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 import torch
 
-from . import launch, plan
+from . import binding, launch, plan
+from .binding import first_of as first_of
 from .check import Clause, check
 
-LIBRARY = torch.library.Library("tritonshare", "DEF")
 REGISTRY: dict[str, Op] = {}
 CACHED_PROBLEMS = 4096
 
@@ -179,7 +179,7 @@ class Op:
 
     def __post_init__(self) -> None:
         REGISTRY[self.name] = self
-        _register(self)
+        binding.register(self)
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
@@ -204,7 +204,7 @@ class Op:
         x = tensors[0]
         if torch._C._is_any_autocast_enabled() and _autocasts(x):
             tensors = _autocast(tensors, x.device.type)
-        problem = self._problem(tensors, args[self.tensors :])
+        problem = self.problem_of(tensors, args[self.tensors :])
         if _explained.get() is not None:
             twins = tuple(None if t is None else _twin(t) for t in tensors)
             raw = args[self.tensors :]
@@ -212,10 +212,10 @@ class Op:
         if problem is None:
             return self._reference((*tensors, *args[self.tensors :]))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            return _Function.apply(self, problem, args[self.tensors :], *tensors)
-        return self._public(problem.forward(*tensors, save=False))
+            return binding.Function.apply(self, problem, args[self.tensors :], *tensors)
+        return self.public(problem.forward(*tensors, save=False))
 
-    def _problem(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Problem | None:
+    def problem_of(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Problem | None:
         """The checked problem of these arguments, from the cache; None if the reference computes it."""
         try:
             x = tensors[0]
@@ -258,7 +258,7 @@ class Op:
         """Raise one sentence on the first argument that breaks the contract."""
         check(self.name, self.contract, dict(zip(self.arguments, args, strict=True)))
 
-    def _public(self, outs: Sequence[Any]) -> Any:
+    def public(self, outs: Sequence[Any]) -> Any:
         return outs[0] if self.returns == 1 else tuple(outs[: self.returns])
 
     def _reference(self, args: Sequence[Any]) -> Any:
@@ -272,43 +272,12 @@ class Op:
             tensors = _autocast(tensors, x.device.type)
         if not launch.traced_path_of(x.device.type, tensors[0].dtype):
             return self.reference(*tensors, *options)
-        return self._public(_tupled(getattr(torch.ops.tritonshare, self.name)(*tensors, *options)))
-
-
-def _tupled(outs: Any) -> tuple[torch.Tensor, ...]:
-    """What a registered operator returns; one that returns a single tensor returns no tuple."""
-    return outs if isinstance(outs, tuple) else (outs,)
-
-
-def first_of(outs: Any) -> torch.Tensor:
-    """Of an op's public outputs the one that has a gradient."""
-    return outs[0] if isinstance(outs, tuple) else outs
+        return self.public(binding.tupled(getattr(torch.ops.tritonshare, self.name)(*tensors, *options)))
 
 
 def differentiable(tensors: Sequence[torch.Tensor | None]) -> list[bool]:
     """Which of an op's tensors can have a gradient: those that are there and not of integers."""
     return [t is not None and t.is_floating_point() for t in tensors]
-
-
-def _autograd_keys():
-    """Autograd inside a registered operator's kernel, where the dispatcher has switched it off."""
-    excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView", "AutogradFunctionality"):
-        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
-    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
-
-
-def gradients_by_reference(
-    reference, grad, tensors, options, needs, create_graph: bool = False
-) -> list[torch.Tensor | None]:
-    """An op's gradients by torch, through its reference; differentiable themselves where `create_graph`."""
-    with torch.enable_grad(), _autograd_keys():
-        if not create_graph:
-            tensors = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
-        out = first_of(reference(*tensors, *options))
-        wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
-        grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
-    return [next(grads) if n else None for n in needs]
 
 
 def _autocasts(x: Any) -> bool:
@@ -321,129 +290,6 @@ def _autocast(tensors: Sequence[Any], device_type: str) -> list[Any]:
     dtype = torch.get_autocast_dtype(device_type)
     eligible = (torch.float32, torch.float16, torch.bfloat16)
     return [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors]
-
-
-class _Function(torch.autograd.Function):
-    """The eager binding of every op."""
-
-    @staticmethod
-    def forward(ctx, op: Op, problem: Problem, raw: tuple[Any, ...], *tensors):
-        outs = problem.forward(*tensors)
-        ctx.op, ctx.problem, ctx.raw = op, problem, raw
-        kept = [o if k else None for o, k in zip(outs, problem.kept, strict=True)]
-        ctx.save_for_backward(*tensors, *kept)
-        ctx.mark_non_differentiable(*outs[1 : op.returns])
-        return op._public(outs)
-
-    @staticmethod
-    def backward(ctx, grad, *_):
-        op = ctx.op
-        saved = ctx.saved_tensors
-        tensors, outs = saved[: op.tensors], saved[op.tensors :]
-        needs = ctx.needs_input_grad[3:]
-        # grad mode: create_graph, these gradients will be differentiated. A batch of gradients: is_grads_batched
-        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
-            grads = gradients_by_reference(
-                op.reference, grad, tensors, op.canonical(tensors, *ctx.raw), needs, create_graph=True
-            )
-        else:
-            grads = ctx.problem.backward(grad, tensors, outs, needs)
-        return None, None, None, *grads
-
-
-def _register(op: Op) -> None:
-    """Bind an op to torch.library: `<name>` returns the output and what is saved, `<name>_backward` the gradients."""
-    tensors = op.tensors
-    LIBRARY.define(f"{op.name}{op.schema} -> ({', '.join(['Tensor'] * op.outputs)})")
-    head = ", ".join(
-        f"{'Tensor' if str(a.type) == 'Tensor' else 'Tensor?'} {a.name}" for a in op._parsed.arguments[:tensors]
-    )
-    options = op.schema.split(",", tensors)[tensors].rstrip(") ")
-    kept = ", ".join(f"Tensor? saved{i}" for i in range(op.outputs))
-    backward_name = f"{op.name}_backward"
-    LIBRARY.define(f"{backward_name}(Tensor grad, {head}, {kept},{options}, bool[] needs) -> Tensor[]")
-
-    def filled(outs):
-        """An operator's outputs are tensors: empty ones for what is not saved. One alone is not in a tuple."""
-        if op.outputs == 1:
-            return outs[0]
-        return tuple(outs[0].new_empty(0) if o is None else o for o in outs)
-
-    nothing_saved = (None,) * (op.outputs - op.returns)
-
-    def by_reference(args):
-        outs = op.reference(*args)
-        return filled((*(outs if op.returns > 1 else (outs,)), *nothing_saved))
-
-    def forward(*args):
-        problem = op._problem(args[:tensors], args[tensors:])
-        if problem is None:
-            return by_reference(args)
-        return filled(problem.forward(*args[:tensors]))
-
-    def fake(*args):
-        op.check(*args)
-        if not launch.path(args[0]).kernels:
-            return by_reference(args)
-        return filled(op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors]))
-
-    def split(args):
-        grad, args, needs = args[0], args[1:-1], args[-1]
-        return grad, args[:tensors], args[tensors : tensors + op.outputs], args[tensors + op.outputs :], needs
-
-    def backward(*args):
-        grad, inputs, outs, rest, needs = split(args)
-        problem = op._problem(inputs, rest)
-        if problem is None:
-            grads = gradients_by_reference(op.reference, grad, inputs, rest, needs)
-        else:
-            grads = problem.backward(grad, inputs, outs, needs)
-        return [g for g in grads if g is not None]
-
-    def backward_fake(*args):
-        _, inputs, _, rest, needs = split(args)
-        if not launch.path(inputs[0]).kernels:
-            return [torch.empty_like(t) for t, n in zip(inputs, needs, strict=True) if n]
-        grads = op.problem(inputs, rest).allocate_gradients(inputs, needs)
-        return [g for g in grads if g is not None]
-
-    def setup_context(ctx, inputs, output):
-        ctx.rest = inputs[tensors:]
-        x = inputs[0]
-        if launch.path(x).kernels:
-            keep = op.problem(inputs[:tensors], ctx.rest).kept
-        else:
-            keep = (False,) * op.outputs
-        kept = [o if k else None for o, k in zip(_tupled(output), keep, strict=True)]
-        ctx.save_for_backward(*inputs[:tensors], *kept)
-
-    def formula(ctx, grad, *_):
-        inputs, outs = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
-        needs = list(ctx.needs_input_grad[:tensors])
-        if torch.is_grad_enabled():
-            grads = gradients_by_reference(op.reference, grad, inputs, ctx.rest, needs, create_graph=True)
-        else:
-            given = iter(getattr(torch.ops.tritonshare, backward_name)(grad, *inputs, *outs, *ctx.rest, needs))
-            grads = [next(given) if n else None for n in needs]
-        return (*grads, *[None] * len(ctx.rest))
-
-    def one_by_one(info, in_dims, *args):
-        """vmap of the operator itself, as compiled code may hold it: a call for each element of the batch."""
-        calls = []
-        for i in range(info.batch_size):
-            one = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
-            calls.append(getattr(torch.ops.tritonshare, op.name)(*one))
-        if op.outputs == 1:
-            return torch.stack(calls), 0
-        return tuple(torch.stack(same) for same in zip(*calls, strict=True)), (0,) * op.outputs
-
-    for key in ("CPU", "CUDA"):
-        LIBRARY.impl(op.name, forward, key)
-        LIBRARY.impl(backward_name, backward, key)
-    torch.library.register_fake(f"tritonshare::{op.name}", fake, lib=LIBRARY)
-    torch.library.register_fake(f"tritonshare::{backward_name}", backward_fake, lib=LIBRARY)
-    torch.library.register_autograd(f"tritonshare::{op.name}", formula, setup_context=setup_context, lib=LIBRARY)
-    torch.library.register_vmap(f"tritonshare::{op.name}", one_by_one, lib=LIBRARY)
 
 
 def _twin(t: torch.Tensor) -> torch.Tensor:

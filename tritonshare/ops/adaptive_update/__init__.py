@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ... import launch, plan
+from ...binding import LIBRARY
 from ...check import Arguments, Clause, check, flag, floating, relation, same_device, tensor
 from ...kernels.geometry import ceil_div
-from ...op import LIBRARY
 from ...plan import Plan
 from .memory import is_dense
 from .similarity import along_of, laid_out, resolve

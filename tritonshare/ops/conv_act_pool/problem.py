@@ -11,8 +11,9 @@ import torch
 from torch._prims_common import suggest_memory_format
 
 from ... import launch, plan, products
+from ...binding import gradients_by_reference
 from ...kernels.geometry import ConvActPool, ceil_div
-from ...op import Cost, gradients_by_reference
+from ...op import Cost
 from ...plan import Plan
 from .options import axes
 from .plans import BY_BOX, BY_CELL, Ladder

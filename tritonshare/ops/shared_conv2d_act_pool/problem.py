@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ... import launch, plan
+from ...binding import gradients_by_reference
 from ...kernels.geometry import Shared, ceil_div
-from ...op import Cost, gradients_by_reference
+from ...op import Cost
 from ..conv_act_pool.problem import ConvProblem
 from ..shared_linear.problem import CENTROIDS, SUM_CENTROIDS, aligned, book_tiles, sum_centroids
 from .options import reference, weight_named

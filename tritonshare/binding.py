@@ -1,0 +1,189 @@
+"""An op's binding to eager autograd and to torch.library, written once for all ops.
+
+`torch.ops.tritonshare.<name>` returns the output and what is saved, `<name>_backward` the gradients that are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import launch
+
+if TYPE_CHECKING:
+    from .op import Op, Problem
+
+LIBRARY = torch.library.Library("tritonshare", "DEF")
+
+
+def tupled(outs: Any) -> tuple[torch.Tensor, ...]:
+    """What a registered operator returns; one that returns a single tensor returns no tuple."""
+    return outs if isinstance(outs, tuple) else (outs,)
+
+
+def first_of(outs: Any) -> torch.Tensor:
+    """Of an op's public outputs the one that has a gradient."""
+    return outs[0] if isinstance(outs, tuple) else outs
+
+
+# Gradients through the reference.
+
+
+def _autograd_keys():
+    """Autograd inside a registered operator's kernel, where the dispatcher has switched it off."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView", "AutogradFunctionality"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
+
+
+def gradients_by_reference(
+    reference, grad, tensors, options, needs, create_graph: bool = False
+) -> list[torch.Tensor | None]:
+    """An op's gradients by torch, through its reference; differentiable themselves where `create_graph`.
+
+    The reference is differentiated with respect to tensors of its own, one for each argument: the same tensor may be
+    several arguments, or one argument be computed from another, and each gradient is to be of its argument alone.
+    """
+    with torch.enable_grad(), _autograd_keys():
+        if create_graph:
+            own = [t.view_as(t) if n else t for t, n in zip(tensors, needs, strict=True)]
+        else:
+            own = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
+        out = first_of(reference(*own, *options))
+        wanted = [t for t, n in zip(own, needs, strict=True) if n]
+        grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
+    return [next(grads) if n else None for n in needs]
+
+
+def by_reference(grad: torch.Tensor) -> bool:
+    """Whether a backward is the reference's: its gradients will be differentiated (create_graph), or it is of many
+    gradients at once (is_grads_batched)."""
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+# Eager mode.
+
+
+class Function(torch.autograd.Function):
+    """The eager binding of every op."""
+
+    @staticmethod
+    def forward(ctx, op: Op, problem: Problem, raw: tuple[Any, ...], *tensors):
+        outs = problem.forward(*tensors)
+        ctx.op, ctx.problem, ctx.raw = op, problem, raw
+        kept = [o if k else None for o, k in zip(outs, problem.kept, strict=True)]
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.mark_non_differentiable(*outs[1 : op.returns])
+        return op.public(outs)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        op = ctx.op
+        saved = ctx.saved_tensors
+        tensors, outs = saved[: op.tensors], saved[op.tensors :]
+        needs = ctx.needs_input_grad[3:]
+        if by_reference(grad):
+            options = op.canonical(tensors, *ctx.raw)
+            grads = gradients_by_reference(op.reference, grad, tensors, options, needs, torch.is_grad_enabled())
+        else:
+            grads = ctx.problem.backward(grad, tensors, outs, needs)
+        return None, None, None, *grads
+
+
+# torch.library.
+
+
+def register(op: Op) -> None:
+    """Bind an op to torch.library."""
+    tensors = op.tensors
+    LIBRARY.define(f"{op.name}{op.schema} -> ({', '.join(['Tensor'] * op.outputs)})")
+    declared = re.split(r",\s*(?![^\[]*\])", op.schema.strip()[1:-1])  # by argument: no comma within brackets
+    kept = [f"Tensor? saved{i}" for i in range(op.outputs)]
+    arguments = ["Tensor grad", *declared[:tensors], *kept, *declared[tensors:], "bool[] needs"]
+    backward_name = f"{op.name}_backward"
+    LIBRARY.define(f"{backward_name}({', '.join(arguments)}) -> Tensor[]")
+
+    def filled(outs):
+        """An operator's outputs are tensors: empty ones for what is not saved. One alone is not in a tuple."""
+        if op.outputs == 1:
+            return outs[0]
+        return tuple(outs[0].new_empty(0) if o is None else o for o in outs)
+
+    nothing_saved = (None,) * (op.outputs - op.returns)
+
+    def reference(args):
+        outs = op.reference(*args)
+        return filled((*(outs if op.returns > 1 else (outs,)), *nothing_saved))
+
+    def forward(*args):
+        problem = op.problem_of(args[:tensors], args[tensors:])
+        if problem is None:
+            return reference(args)
+        return filled(problem.forward(*args[:tensors]))
+
+    def fake(*args):
+        op.check(*args)
+        if not launch.path(args[0]).kernels:
+            return reference(args)
+        return filled(op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors]))
+
+    def split(args):
+        grad, args, needs = args[0], args[1:-1], args[-1]
+        return grad, args[:tensors], args[tensors : tensors + op.outputs], args[tensors + op.outputs :], needs
+
+    def backward(*args):
+        grad, inputs, outs, rest, needs = split(args)
+        problem = op.problem_of(inputs, rest)
+        if problem is None:
+            grads = gradients_by_reference(op.reference, grad, inputs, rest, needs)
+        else:
+            grads = problem.backward(grad, inputs, outs, needs)
+        return [g for g in grads if g is not None]
+
+    def backward_fake(*args):
+        _, inputs, _, rest, needs = split(args)
+        if not launch.path(inputs[0]).kernels:
+            return [torch.empty_like(t) for t, n in zip(inputs, needs, strict=True) if n]
+        grads = op.problem(inputs, rest).allocate_gradients(inputs, needs)
+        return [g for g in grads if g is not None]
+
+    def setup_context(ctx, inputs, output):
+        ctx.rest = inputs[tensors:]
+        x = inputs[0]
+        if launch.path(x).kernels:
+            keep = op.problem(inputs[:tensors], ctx.rest).kept
+        else:
+            keep = (False,) * op.outputs
+        kept = [o if k else None for o, k in zip(tupled(output), keep, strict=True)]
+        ctx.save_for_backward(*inputs[:tensors], *kept)
+
+    def formula(ctx, grad, *_):
+        inputs, outs = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
+        needs = list(ctx.needs_input_grad[:tensors])
+        if by_reference(grad):
+            grads = gradients_by_reference(op.reference, grad, inputs, ctx.rest, needs, torch.is_grad_enabled())
+        else:
+            given = iter(getattr(torch.ops.tritonshare, backward_name)(grad, *inputs, *outs, *ctx.rest, needs))
+            grads = [next(given) if n else None for n in needs]
+        return (*grads, *[None] * len(ctx.rest))
+
+    def one_by_one(info, in_dims, *args):
+        """vmap of the operator itself, as compiled code may hold it: a call for each element of the batch."""
+        calls = []
+        for i in range(info.batch_size):
+            one = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
+            calls.append(getattr(torch.ops.tritonshare, op.name)(*one))
+        if op.outputs == 1:
+            return torch.stack(calls), 0
+        return tuple(torch.stack(same) for same in zip(*calls, strict=True)), (0,) * op.outputs
+
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(op.name, forward, key)
+        LIBRARY.impl(backward_name, backward, key)
+    torch.library.register_fake(f"tritonshare::{op.name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"tritonshare::{backward_name}", backward_fake, lib=LIBRARY)
+    torch.library.register_autograd(f"tritonshare::{op.name}", formula, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_vmap(f"tritonshare::{op.name}", one_by_one, lib=LIBRARY)
