@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from triton.compiler import CompiledKernel
+from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.runtime.jit import mangle_type
 
 import tritonshare.functional
 from bench.rows import DTYPES
-from bench.sass import compile_for
+from bench.sass import parse_target, source_for
 from tritonshare import gate, launch, plan
 from tritonshare.op import Case, Op, Problem, differentiable, explaining, first_of
 from tritonshare.plan import Plan
@@ -67,8 +67,8 @@ class RecordedLaunch:
     def plan(self) -> Plan:
         return self.launcher.plan
 
-    def compile(self, target: str) -> CompiledKernel:
-        """What Triton compiles for this launch on `target`."""
+    def source(self, target: str) -> ASTSource:
+        """What Triton compiles for this launch on `target`, or finds in its cache."""
         kernel, constants = self.launcher.kernel, dict(self.launcher.constants)
         signature, aligned = {}, []
         parameters = [p for p in kernel.params if p.name not in constants and not p.is_constexpr]
@@ -85,7 +85,10 @@ class RecordedLaunch:
                 divisible = folds and value % 16 == 0
             if divisible:
                 aligned.append(parameter.name)
-        return compile_for(kernel, signature, constants, target, aligned=aligned, **self.launcher.options)
+        return source_for(kernel, signature, constants, target, aligned=aligned)
+
+    def compile(self, target: str) -> CompiledKernel:
+        return compile(self.source(target), target=parse_target(target), options=self.launcher.options)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile, make_backend
 from triton.runtime.jit import JITFunction
 
-__all__ = ["Code", "compile_for", "inspect", "parse_target"]
+__all__ = ["Code", "compile_for", "inspect", "parse_target", "source_for"]
 
 
 def parse_target(name: str) -> GPUTarget:
@@ -37,22 +37,21 @@ def parse_target(name: str) -> GPUTarget:
     raise ValueError(f"unknown target {name!r}: expected 'sm_<number>' or 'gfx<number>'")
 
 
-def compile_for(
+def source_for(
     kernel: JITFunction,
     signature: Mapping[str, str],
     constants: Mapping[str, object],
     target: str,
     *,
     aligned: Collection[str],
-    **options: Any,
-) -> CompiledKernel:
-    """Compile `kernel` for `target` as a launch with these arguments would.
+) -> ASTSource:
+    """What a launch of `kernel` on `target` with these arguments would have Triton compile, or find in its cache by the
+    source's hash.
 
     signature: run-time arguments and their types ('*bf16', 'i32', 'fp32', 'tensordesc<bf16[64,64]>').
     constants: everything folded at compile time: constexpr values of any kind (numbers, frozen records, jit functions),
         None for an optional pointer that is absent, and 1 for an integer argument that a launch would fold.
     aligned: the pointers and integers that are multiples of 16; the others are taken as arbitrary.
-    options: Triton's launch options (num_warps, num_stages, maxnreg, enable_fp_fusion, ...).
     """
     if not isinstance(kernel, JITFunction):
         raise TypeError(f"{kernel!r} is not a compiled jit function (is this process running Triton's interpreter?)")
@@ -79,8 +78,21 @@ def compile_for(
         if letters:
             attributes[(position,)] = backend.parse_attr(letters)
     types = {name: signature.get(name, "constexpr") for name in names}
-    source = ASTSource(kernel, signature=types, constexprs=constants, attrs=attributes)
-    return compile(source, target=gpu, options=options)
+    return ASTSource(kernel, signature=types, constexprs=constants, attrs=attributes)
+
+
+def compile_for(
+    kernel: JITFunction,
+    signature: Mapping[str, str],
+    constants: Mapping[str, object],
+    target: str,
+    *,
+    aligned: Collection[str],
+    **options: Any,
+) -> CompiledKernel:
+    """Compile what `source_for` gives, with Triton's launch options (num_warps, num_stages, maxnreg, ...)."""
+    source = source_for(kernel, signature, constants, target, aligned=aligned)
+    return compile(source, target=parse_target(target), options=options)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,42 @@ A kernel takes one record as a `constexpr`; every size, stride and pad in it is 
 it become multiplications and conditions on it vanish. The batch size is never in a record: it is a run-time argument.
 """
 
-from dataclasses import dataclass
+import inspect
+import sys
+from dataclasses import dataclass, fields
 from functools import cached_property
+from hashlib import sha256
 from math import gcd
+from typing import Any
 
 STATE_BLOCK = 256  # elements of an 8-bit optimizer state that share a scale
+
+
+def _told(value: Any) -> str:
+    """What fixes a field's value: of jit functions and records it is their own key."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_told, value))})"
+    return getattr(value, "cache_key", None) or repr(value)
+
+
+class Record:
+    """The base of every record that a kernel takes: frozen dataclasses.
+
+    Triton finds a compiled kernel again by the `cache_key` of its constants, or else their repr. A repr has the fields
+    alone, but kernels fold properties, too: so the key has a digest of the module that derives them. Properties use
+    nothing of other modules of the package.
+    """
+
+    _texts = ""
+
+    def __init_subclass__(cls) -> None:
+        # now, and not when a kernel is compiled: by then the file may have changed
+        cls._texts += sha256(inspect.getsource(sys.modules[cls.__module__]).encode()).hexdigest()
+
+    @cached_property
+    def cache_key(self) -> str:
+        values = (f"{f.name}={_told(getattr(self, f.name))}" for f in fields(self))
+        return f"{type(self).__module__}.{type(self).__qualname__}({', '.join(values)}) of {self._texts}"
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -28,7 +59,7 @@ def pool_size(size: int, window: int, stride: int, pad: int, ceil_mode: bool) ->
 
 
 @dataclass(frozen=True)
-class Axis:
+class Axis(Record):
     """One spatial axis of a convolution followed by a pooling: input -> conv output -> pooled output.
 
     Conv output p reads inputs `p * stride - pad + r * dilation`, r < taps; pooled output u reads conv outputs
@@ -118,7 +149,7 @@ def code_bytes(count: int, bits: int) -> int:
 
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Record):
     """A weight of `rows` x `count` elements that packed indices name in codebooks; tritonshare/packing.py says how."""
 
     rows: int
@@ -158,7 +189,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class ConvActPool:
+class ConvActPool(Record):
     """Shared-weight convolution, activation and pooling of an [N, C, H, W] input to an [N, K, U, V] output."""
 
     C: int
