@@ -1,6 +1,7 @@
 """Feature maps and layers whose weights are similarities to them."""
 
 import copy
+import io
 import json
 import os
 import runpy
@@ -440,3 +441,14 @@ def test_the_readme_shows_the_recorded_fits():
     assert bench.table(document) in (Path(__file__).parents[1] / "README.md").read_text()
     for row in document["rows"]:
         assert min(row["FeatureMaps.fit"]["inertia"]) <= 1.01 * min(row["sklearn KMeans"]["inertia"])
+
+
+def test_feature_maps_are_exported_saved_and_loaded():
+    maps, file = FeatureMaps(4, 3).eval(), io.BytesIO()
+    axes = ({0: torch.export.Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(maps, (torch.randn(5, 3),), dynamic_shapes=axes), file)
+    file.seek(0)
+    x = torch.randn(9, 3)
+    found = torch.export.load(file).module()(x)
+    assert type(found) is type(maps(x))
+    assert_same_bits(zip(found, maps(x), strict=True))

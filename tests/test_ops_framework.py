@@ -2,12 +2,13 @@
 Runs in two lanes: on the plain-torch path and on the kernels."""
 
 import copy
+import io
 import itertools
 
 import pytest
 import torch
 
-from tests.ops import call, case_of, cases, first_sample, leaves, ops, results, wanting
+from tests.ops import OPS, call, case_of, cases, first_sample, leaves, ops, results, takes_kernels, wanting
 from tritonshare import functional, gate, plan
 from tritonshare.op import differentiable, first_of
 
@@ -64,17 +65,52 @@ def test_compiles_for_any_batch(op):
         torch.testing.assert_close(first_of(function(*tensors)), call(op, tensors, **case.options))
 
 
-@pytest.mark.parametrize("op", ops())
-def test_exports(op):
-    case = case_of(op, "tiny")
+class Module(torch.nn.Module):
+    """An op, of a case's tensors."""
 
-    class Module(torch.nn.Module):
-        def forward(self, *tensors):
-            return getattr(functional, op.name)(*tensors, **case.options)
+    def __init__(self, op, case):
+        super().__init__()
+        self.op, self.case = op, case
 
+    def forward(self, *tensors):
+        return getattr(functional, self.op.name)(*tensors, **self.case.options)
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_exports_for_all_sizes(op, case):
+    """Saved, loaded and run: of every batch, and where torch computes, of every number of rows."""
     tensors = tuple(gate.make_tensors(case, torch.float32))
-    program = torch.export.export(Module(), tensors)
-    torch.testing.assert_close(first_of(program.module()(*tensors)), call(op, tensors, **case.options))
+    free = [i in op.batched or not takes_kernels() for i in range(op.tensors)]
+    rows = [t is not None and len(t) > 1 and some for t, some in zip(tensors, free, strict=True)]
+    axes = tuple({0: torch.export.Dim.DYNAMIC} if some else None for some in rows)
+    program = torch.export.export(Module(op, case), tensors, dynamic_shapes={"tensors": axes})
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for given in (tensors, first_sample(op, tensors, 7)):
+        found = loaded(*given)
+        torch.testing.assert_close(first_of(found), call(op, given, **case.options))
+        assert type(found) is type(Module(op, case)(*given))
+
+
+@pytest.mark.once
+def test_exports_to_onnx():
+    """What torch computes, of every op, has a translation that computes the same, ties included."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    every = [(op, [case for case in op.cases if "tiny" in case.tags][-1]) for op in OPS]
+    tensors = [gate.make_tensors(case, torch.float32, family="ties") for _, case in every]
+
+    class Ops(torch.nn.Module):
+        def forward(self, tensors):
+            return [Module(op, case)(*of) for (op, case), of in zip(every, tensors, strict=True)]
+
+    with plan.using(path="reference"):
+        program = torch.onnx.export(Ops().eval(), (tensors,), dynamo=True, verbose=False)
+        expected = torch.utils._pytree.tree_leaves(Ops()(tensors))
+    for a, b in zip(program(tensors), expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), b)
 
 
 @pytest.mark.parametrize("op", ops())

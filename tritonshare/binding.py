@@ -28,6 +28,12 @@ def first_of(outs: Any) -> torch.Tensor:
     return outs[0] if isinstance(outs, tuple) else outs
 
 
+def serializable(named: type) -> type:
+    """A named tuple that functions return, which torch.export.save can then write, and load where it is imported."""
+    torch.utils._pytree._register_namedtuple(named, serialized_type_name=f"{named.__module__}.{named.__qualname__}")
+    return named
+
+
 # Gradients through the reference.
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from .binding import serializable
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
 from .ops.conv_act_pool import CONV2D_ACT_POOL
@@ -260,6 +261,7 @@ def similarity_weight(
     return folded(SIMILARITY_WEIGHT, x, y, kind, gamma, eps)
 
 
+@serializable
 class Nearest(NamedTuple):
     """What `nearest` returns."""
 

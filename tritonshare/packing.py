@@ -61,7 +61,8 @@ def _unpacked(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     for byte in range(1, size):
         word = word | (padded[..., byte].to(word.dtype) << (8 * byte))
     shifts = torch.arange(0, many * bits, bits, dtype=word.dtype, device=codes.device)
-    indices = (word.unsqueeze(-1) >> shifts) & (1 << bits) - 1
+    # by its name: ONNX has no translation of `>>` by a tensor
+    indices = torch.bitwise_right_shift(word.unsqueeze(-1), shifts) & (1 << bits) - 1
     return indices.to(torch.int32).view(*rows, units * many)[..., :count]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..binding import serializable
 from ..check import ArgumentError, ArgumentTypeError
 from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
 from ..ops.similarity_weight.reference import DISSIMILARITIES, KINDS
@@ -19,6 +20,7 @@ ASSIGNMENTS = ("hard", "soft")
 STATISTICS = ("counts", "sums")
 
 
+@serializable
 class Assigned(NamedTuple):
     """What FeatureMaps makes of inputs [..., dim]."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from math import prod
 
 import torch
 
@@ -28,7 +29,7 @@ def without_autocast(x):
 
 def parts_of_rows(of, x, y):
     """of(x), from so many rows of x at once that CHUNK similarities to y are in memory."""
-    matrices, n = x.shape[:-2].numel(), y.shape[-2]
+    matrices, n = prod(x.shape[:-2]), y.shape[-2]
     if matrices * x.shape[-2] * n <= CHUNK:
         return of(x)
     return torch.cat([of(part) for part in x.split(max(1, CHUNK // (matrices * n)), -2)], -2)
@@ -44,11 +45,23 @@ def chosen(x, y, kind, k, gamma, eps):
 def first_of_best(w, k, smallest):
     """The order of torch.topk, NaN being the largest, with ties to the first index, which topk does not promise."""
     if k > 1:
+        if torch.compiler.is_exporting():
+            return torch.sort(places(w, descending=not smallest), dim=-1)[1][..., :k]
         return torch.sort(w, stable=True, dim=-1, descending=not smallest)[1][..., :k]
     if smallest:
         best = torch.where(w.isnan(), torch.inf, w)
         w = (w == best.amin(-1, keepdim=True)).to(torch.uint8)
     return w.argmax(-1, keepdim=True)
+
+
+def places(w, descending):
+    """Integers in the order of w, of which no two are alike: of equal numbers the first one has the least, and so any
+    sort is a stable one. ONNX has no other."""
+    values, order = torch.sort(w, dim=-1, descending=descending)
+    one, other = values[..., :-1], values[..., 1:]
+    steps = torch.where((one == other) | (one.isnan() & other.isnan()), 0, 1).cumsum(-1)
+    ranks = torch.zeros_like(order).scatter(-1, order, torch.nn.functional.pad(steps, (1, 0)))
+    return ranks * w.shape[-1] + torch.arange(w.shape[-1], device=w.device)
 
 
 def taken(y, indices):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -28,7 +30,7 @@ def reduced(x, y, values, reduce, kind, gamma, eps, temperature):
             return w.sum(-1, keepdim=True)
         return torch.softmax((-w if kind in DISSIMILARITIES else w) / temperature, -1) @ v
 
-    if a.shape[:-1].numel() * b.shape[-2] <= CHUNK:
+    if prod(a.shape[:-1]) * b.shape[-2] <= CHUNK:
         out = of(a, b, v)
     else:  # similarities are computed again for the gradients
         out = parts_of_rows(lambda rows: checkpoint(of, rows, b, v, use_reentrant=False), a, b)

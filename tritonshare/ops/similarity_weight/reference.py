@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
 KINDS = ("projection", "dot", "cosine", "euclidean", "sqeuclidean", "rbf")
@@ -37,7 +39,7 @@ def unit(x, eps):
 
 
 def square_distances(x, y):
-    if max(1, x.shape[:-2].numel()) * x.shape[-2] * y.shape[-2] * x.shape[-1] <= DIRECT:
+    if max(1, prod(x.shape[:-2])) * x.shape[-2] * y.shape[-2] * x.shape[-1] <= DIRECT:
         return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
     return expanded(x.double(), y.double()).to(x.dtype)
 
