@@ -1,5 +1,7 @@
 """What the drivers share: the registry's ops and cases as pytest parameters, and a call's output and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import tritonshare  # noqa: F401 (registers the ops)
 from tests.guard import Guard
 from tritonshare import functional, gate, launch
 from tritonshare.op import REGISTRY, first_of
+from tritonshare.ops.similarity_weight.reference import KINDS
 
 OPS = tuple(REGISTRY.values())
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -17,6 +20,24 @@ def cases(*tags):
     return [
         pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS for case in op.cases if {*tags} & {*case.tags}
     ]
+
+
+def kinds():
+    """Parameters (op, case): of every op its first case, and of one that has kinds and reductions a case of each."""
+    found = []
+    for op in OPS:
+        firsts = {case.options.get("reduce"): case for case in reversed(op.cases) if {"tiny", "edge"} & {*case.tags}}
+        for reduce, case in firsts.items():
+            for kind in KINDS if "kind" in op.arguments else (None,):
+                name = "-".join(part for part in (op.name, reduce, kind) if part)
+                found.append(pytest.param(op, of_kind(case, kind), id=name))
+    return found
+
+
+def of_kind(case, kind):
+    """The case for another kind of similarity; None leaves it as it is."""
+    gamma = 1 / case.shapes[0][-1] if kind == "rbf" else None
+    return case if kind is None else replace(case, options={**case.options, "kind": kind, "gamma": gamma})
 
 
 def laws():

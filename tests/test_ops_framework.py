@@ -8,9 +8,10 @@ import itertools
 import pytest
 import torch
 
-from tests.ops import OPS, call, case_of, cases, first_sample, leaves, ops, results, takes_kernels, wanting
+from tests.ops import OPS, call, case_of, cases, first_sample, kinds, leaves, ops, results, takes_kernels, wanting
 from tritonshare import functional, gate, plan
 from tritonshare.op import differentiable, first_of
+from tritonshare.ops.similarity_weight.reference import DISTANCES
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
 
@@ -179,18 +180,63 @@ def test_vmap_inside_compile(op):
     torch.testing.assert_close(function(batched), torch.stack([call(op, [t, *rest], **case.options) for t in batched]))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", ops())
-def test_autocast_casts_as_torch_does(op, dtype):
-    case = case_of(op, "tiny")
-    tensors = leaves(case)
-    with torch.autocast("cpu", dtype=dtype):
-        output = call(op, tensors, **case.options)
-    assert output.dtype == dtype
-    lower = [t.to(dtype) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
-    torch.testing.assert_close(output, call(op, lower, **case.options))
-    output.sum().backward()
-    assert all(t.grad.dtype == torch.float32 for t in wanting(tensors))
+# What torch computes the same with, by op and kind: autocast treats ours as it does these.
+TORCHS = {
+    ("conv2d_act_pool", None): torch.nn.functional.conv2d,
+    ("segment_sum", None): lambda x, ids: x.new_zeros(99, x.shape[1]).index_add(0, ids, x),
+    **{
+        (op, kind): function
+        for op in ("similarity_weight", "nearest", "similarity_reduce")
+        for kind, function in {
+            "dot": lambda x, y, *_: x @ y.mT,
+            "cosine": lambda x, y, *_: torch.nn.functional.cosine_similarity(x[:, None], y[None], -1),
+            "euclidean": lambda x, y, *_: torch.cdist(x, y),
+        }.items()
+    },
+}
+
+
+def ways(op, case):
+    """To call an op: functions of its tensors."""
+
+    def function(*tensors):
+        return call(op, tensors, **case.options)
+
+    def registered(*tensors):
+        options = op.canonical(tensors, *gate.raw_options(op, case.options))
+        return first_of(getattr(torch.ops.tritonshare, op.name)(*tensors, *options))
+
+    def transformed(x, *others):
+        return torch.vmap(lambda x: function(x, *others))(x[None])[0]
+
+    every = (function, registered, transformed)
+    compiles = case.options.get("kind") in (None, "dot", "cosine")  # of each way of casting one
+    return (*every, compiled(op, case, backend="aot_eager")) if compiles else every
+
+
+@pytest.mark.parametrize(("op", "case"), kinds())
+def test_autocast_casts_as_torch_does(op, case):
+    """By kind: products in the lower dtype, distances and cosines in fp32, and gradients in the tensors' own. Rows far
+    from the origin, whose distances the lower dtype would lose."""
+    dtype, raw, kind = torch.bfloat16, gate.raw_options(op, case.options), case.options.get("kind")
+    tensors = gate.make_tensors(case, torch.float32)
+    tensors[:2] = [t + 1000 for t in tensors[:2]] if kind in DISTANCES else tensors[:2]
+    expected = {"low": dtype, "fp32": torch.float32, "none": torch.float32}[op.autocast(*raw)]
+    if (op.name, kind) in TORCHS:
+        with torch.autocast("cpu", dtype):
+            assert TORCHS[op.name, kind](*tensors).dtype == expected
+    cast = [t.to(expected) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
+    plain = list(gate.run(lambda *t: call(op, t, **case.options), cast, gate.make_gradient).values())
+    tensors = gate.wanting_gradients(tensors)
+    for function in ways(op, case):
+        with torch.autocast("cpu", dtype):
+            output = first_of(function(*tensors))
+        assert output.dtype == expected
+        grads = torch.autograd.grad(output, wanting(tensors), gate.make_gradient(output))
+        for found, of in zip((output, *grads), plain, strict=True):
+            assert found is output or found.dtype == torch.float32
+            bound = (2e-2 if expected == dtype else 1e-5) * of.abs().max().item()
+            torch.testing.assert_close(found.to(of.dtype), of, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("op", ops())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from . import launch
 if TYPE_CHECKING:
     from .op import Op, Problem
 
+AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
 LIBRARY = torch.library.Library("tritonshare", "DEF")
 
 
@@ -32,6 +34,19 @@ def serializable(named: type) -> type:
     """A named tuple that functions return, which torch.export.save can then write, and load where it is imported."""
     torch.utils._pytree._register_namedtuple(named, serialized_type_name=f"{named.__module__}.{named.__qualname__}")
     return named
+
+
+# torch's autocast.
+
+
+def autocasts(x: Any) -> bool:
+    device = x.device.type if isinstance(x, torch.Tensor) else ""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) if device else False
+
+
+def without_autocast(x: Any) -> Any:
+    """A context in which torch computes in the dtypes that tensors beside `x` have."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 # Gradients through the reference.
@@ -53,7 +68,7 @@ def gradients_by_reference(
     The reference is differentiated with respect to tensors of its own, one for each argument: the same tensor may be
     several arguments, or one argument be computed from another, and each gradient is to be of its argument alone.
     """
-    with torch.enable_grad(), _autograd_keys():
+    with torch.enable_grad(), without_autocast(tensors[0]), _autograd_keys():
         if create_graph:
             own = [t.view_as(t) if n else t for t, n in zip(tensors, needs, strict=True)]
         else:
@@ -121,7 +136,7 @@ def register(op: Op) -> None:
     nothing_saved = (None,) * (op.outputs - op.returns)
 
     def reference(args):
-        outs = op.reference(*args)
+        outs = op.plain(args[:tensors], args[tensors:])
         return filled((*(outs if op.returns > 1 else (outs,)), *nothing_saved))
 
     def forward(*args):
@@ -186,8 +201,14 @@ def register(op: Op) -> None:
             return torch.stack(calls), 0
         return tuple(torch.stack(same) for same in zip(*calls, strict=True)), (0,) * op.outputs
 
+    def autocast(*args):
+        cast = op.cast(args[:tensors], args[tensors:])
+        with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):  # which, inside it, reads as off
+            return getattr(torch.ops.tritonshare, op.name)(*cast, *args[tensors:])
+
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(op.name, forward, key)
+        LIBRARY.impl(op.name, autocast, f"Autocast{key}")
         LIBRARY.impl(backward_name, backward, key)
     torch.library.register_fake(f"tritonshare::{op.name}", fake, lib=LIBRARY)
     torch.library.register_fake(f"tritonshare::{backward_name}", backward_fake, lib=LIBRARY)

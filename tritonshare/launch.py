@@ -73,9 +73,10 @@ def path_of(device: str, dtype: torch.dtype) -> Path:
 
 
 @torch._dynamo.assume_constant_result
-def traced_path_of(device: str, dtype: torch.dtype) -> bool:
-    """Whether the kernels run, while torch compiles: a constant of the compiled code. Not in torch.func transforms."""
-    return path_of(device, dtype).kernels and not torch._C._are_functorch_transforms_active()
+def traced_path_of(device: str, dtype: torch.dtype, opaque: bool = False) -> bool:
+    """Whether compiled code calls the registered operator: where the kernels run, and where it must be `opaque` to the
+    compiler. A constant of the compiled code. Not in torch.func transforms."""
+    return (opaque or path_of(device, dtype).kernels) and not torch._C._are_functorch_transforms_active()
 
 
 class Launch(NamedTuple):

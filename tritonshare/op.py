@@ -158,6 +158,8 @@ class Op:
     draw: a random small case, for property tests.
     laws: identities that hold bit for bit on integer-valued tensors.
     rivals: what benchmarks set beside it, by name, beyond its reference, eager and compiled.
+    autocast: options as a caller writes them -> what torch's autocast makes of the tensors: "low", its lower dtype, as
+        of a product's operands; "fp32", as of those of torch.cdist; "none": they are left as they are.
     """
 
     name: str
@@ -172,6 +174,7 @@ class Op:
     draw: Callable[[random.Random], Case]
     laws: Mapping[str, Law]
     rivals: Mapping[str, Rival]
+    autocast: Callable[..., str] = lambda *options: "low"
     returns: int = 1
     batched: tuple[int, ...] = (0,)
     per_sample: bool = True
@@ -198,12 +201,11 @@ class Op:
         """The op, on raw arguments in the schema's order: a tensor, or a tuple where it `returns` several."""
         tensors = args[: self.tensors]
         if torch.compiler.is_compiling():
-            return self._traced(tensors, self.canonical(tensors, *args[self.tensors :]))
+            return self._traced(tensors, args[self.tensors :])
+        if torch._C._is_any_autocast_enabled():
+            tensors = self.cast(tensors, args[self.tensors :])
         if torch._C._are_functorch_transforms_active():
-            return self._reference(args)
-        x = tensors[0]
-        if torch._C._is_any_autocast_enabled() and _autocasts(x):
-            tensors = _autocast(tensors, x.device.type)
+            return self._reference((*tensors, *args[self.tensors :]))
         problem = self.problem_of(tensors, args[self.tensors :])
         if _explained.get() is not None:
             twins = tuple(None if t is None else _twin(t) for t in tensors)
@@ -258,38 +260,41 @@ class Op:
         """Raise one sentence on the first argument that breaks the contract."""
         check(self.name, self.contract, dict(zip(self.arguments, args, strict=True)))
 
+    def cast(self, tensors: Sequence[Any], raw: Sequence[Any]) -> Sequence[Any]:
+        """The tensors as torch's autocast would have them, where it is on."""
+        x, way = tensors[0], self.autocast(*raw)
+        if way == "none" or not binding.autocasts(x):
+            return tensors
+        dtype = torch.float32 if way == "fp32" else torch.get_autocast_dtype(x.device.type)
+        eligible = (torch.float32, torch.float16, torch.bfloat16)
+        return [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors]
+
+    def plain(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> Any:
+        """The reference, in the dtypes that the tensors have."""
+        with binding.without_autocast(tensors[0]):
+            return self.reference(*tensors, *options)
+
     def public(self, outs: Sequence[Any]) -> Any:
         return outs[0] if self.returns == 1 else tuple(outs[: self.returns])
 
     def _reference(self, args: Sequence[Any]) -> Any:
         tensors = args[: self.tensors]
-        return self.reference(*tensors, *self.canonical(tensors, *args[self.tensors :]))
+        return self.plain(tensors, self.canonical(tensors, *args[self.tensors :]))
 
-    def _traced(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> Any:
+    def _traced(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
         """The op while torch traces: the registered operator, or the reference, which the compiler then fuses."""
-        x = tensors[0]
-        if _autocasts(x):
-            tensors = _autocast(tensors, x.device.type)
-        if not launch.traced_path_of(x.device.type, tensors[0].dtype):
-            return self.reference(*tensors, *options)
+        # a compiler lets autocast lower the products in a reference's gradient, but not those inside an operator
+        kept = binding.autocasts(tensors[0]) and self.autocast(*raw) == "fp32"
+        tensors = self.cast(tensors, raw)
+        options = self.canonical(tensors, *raw)
+        if not launch.traced_path_of(tensors[0].device.type, tensors[0].dtype, kept):
+            return self.plain(tensors, options)
         return self.public(binding.tupled(getattr(torch.ops.tritonshare, self.name)(*tensors, *options)))
 
 
 def differentiable(tensors: Sequence[torch.Tensor | None]) -> list[bool]:
     """Which of an op's tensors can have a gradient: those that are there and not of integers."""
     return [t is not None and t.is_floating_point() for t in tensors]
-
-
-def _autocasts(x: Any) -> bool:
-    device = x.device.type if isinstance(x, torch.Tensor) else ""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) if device else False
-
-
-def _autocast(tensors: Sequence[Any], device_type: str) -> list[Any]:
-    """What torch's autocast does to a convolution's or a matrix product's arguments."""
-    dtype = torch.get_autocast_dtype(device_type)
-    eligible = (torch.float32, torch.float16, torch.bfloat16)
-    return [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors]
 
 
 def _twin(t: torch.Tensor) -> torch.Tensor:

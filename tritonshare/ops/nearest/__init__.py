@@ -2,6 +2,7 @@
 
 from ... import products
 from ...op import Op
+from ..similarity_weight.reference import autocast
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
@@ -28,4 +29,5 @@ NEAREST = Op(
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,
+    autocast=autocast,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from math import prod
 
 import torch
@@ -16,15 +15,8 @@ CHUNK = 2**24
 def reference(x, features, kind, k, gamma, eps):
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     a, b = x.to(wide), features.to(wide)
-    with without_autocast(x):
-        indices = parts_of_rows(lambda rows: chosen(rows, b.detach(), kind, k, gamma, eps), a.detach(), b)
-        return of_pairs(a, taken(b, indices), kind, gamma, eps).to(x.dtype), indices
-
-
-def without_autocast(x):
-    """What is computed here is in the dtype that it has."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    indices = parts_of_rows(lambda rows: chosen(rows, b.detach(), kind, k, gamma, eps), a.detach(), b)
+    return of_pairs(a, taken(b, indices), kind, gamma, eps).to(x.dtype), indices
 
 
 def parts_of_rows(of, x, y):

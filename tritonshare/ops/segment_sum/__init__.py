@@ -24,6 +24,7 @@ SEGMENT_SUM = Op(
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,
+    autocast=lambda count: "none",
     batched=(0, 1),
     per_sample=False,
 )

@@ -3,6 +3,7 @@ kernels/similarity_reduce.py, and kernels/nearest.py for the maximum."""
 
 from ... import products
 from ...op import Op
+from ..similarity_weight.reference import autocast
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
@@ -28,4 +29,5 @@ SIMILARITY_REDUCE = Op(
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,
+    autocast=lambda reduce, *of_kind: autocast(*of_kind),
 )

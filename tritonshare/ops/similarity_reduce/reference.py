@@ -7,17 +7,12 @@ from math import prod
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..nearest.reference import CHUNK, of_pairs, parts_of_rows, taken, without_autocast
+from ..nearest.reference import CHUNK, of_pairs, parts_of_rows, taken
 from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES, square_distances
 from ..similarity_weight.reference import reference as similarity_weight
 
 
 def reference(x, y, values, reduce, kind, gamma, eps, temperature):
-    with without_autocast(x):
-        return reduced(x, y, values, reduce, kind, gamma, eps, temperature)
-
-
-def reduced(x, y, values, reduce, kind, gamma, eps, temperature):
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     a, b, v = (None if t is None else t.to(wide) for t in (x, y, values))
     if reduce == "max":

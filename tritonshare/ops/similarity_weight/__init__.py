@@ -6,7 +6,7 @@ from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
 from .problem import SimilarityProblem
-from .reference import reference
+from .reference import autocast, reference
 from .rivals import RIVALS
 
 
@@ -27,4 +27,5 @@ SIMILARITY_WEIGHT = Op(
     draw=draw,
     laws=LAWS,
     rivals=RIVALS,
+    autocast=autocast,
 )

@@ -9,7 +9,12 @@ import torch
 KINDS = ("projection", "dot", "cosine", "euclidean", "sqeuclidean", "rbf")
 DISTANCES = ("euclidean", "sqeuclidean", "rbf")
 DISSIMILARITIES = ("euclidean", "sqeuclidean")  # the smaller, the more similar
+PRODUCTS = ("projection", "dot")  # which torch's autocast computes in its lower dtype; distances and cosines in fp32
 DIRECT = 2**22  # differences of so many elements are held in memory; with more, products in fp64 take their place
+
+
+def autocast(kind, *_):
+    return "low" if kind in PRODUCTS else "fp32"
 
 
 def reference(x, y, kind, gamma, eps):
