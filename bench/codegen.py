@@ -27,10 +27,11 @@ from packaging.version import Version
 
 from bench.launches import NUMBERS, RecordedLaunch, numbers, record_call
 from bench.roofs import H200
+from bench.rows import MAX_BYTES
 from bench.sass import Code, inspect
 from bench.selection import SelectionError, cases_and_steps
 from bench.steps import CLASSES, STEPS, Step
-from tritonshare import plan
+from tritonshare import files, plan
 from tritonshare.op import Case, Op
 
 COLUMNS = {
@@ -109,7 +110,7 @@ def regressions(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
 def _recorded(file: Path) -> dict[tuple[str, ...], list[dict[str, Any]]]:
     """Rows by key, in the order of the call: a kernel may be launched more than once, in variants of its own."""
     rows = {}
-    for row in json.loads(file.read_text())["rows"]:
+    for row in files.read_json(file, MAX_BYTES)["rows"]:
         rows.setdefault(tuple(row[name] for name in KEY), []).append(row)
     return rows
 
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in (args.json, record_file() if args.record else None):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(document(rows))
+            files.replace({path: document(rows).encode()})
     return 0
 
 

@@ -7,7 +7,6 @@ says what), `machine_info` the GPU and its roofs, and `not_timed` the rows that 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from time import monotonic
 
@@ -21,6 +20,7 @@ from bench.dry import dry_machine
 from bench.models import MODELS
 from bench.rows import DTYPES, LAYOUTS, PASSES, record
 from bench.selection import SelectionError, cases_and_steps, chosen
+from tritonshare.files import replace
 from tritonshare.machine import Machine
 from tritonshare.op import REGISTRY
 
@@ -175,7 +175,5 @@ class Results:
             commit_info=commit_info,
         )
         hook.pytest_benchmark_update_json(config=config, benchmarks=session.benchmarks, output_json=document)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(partial, self.path)
+        replace({self.path: (json.dumps(document, indent=1) + "\n").encode()})
         self.written = monotonic()

@@ -26,7 +26,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from tritonshare import __version__, data
-from tritonshare.checkpoint import write_atomically
+from tritonshare.files import replace
 from tritonshare.nn import FeatureMaps
 
 SUMMARY = (__doc__ or "").split("\n")[0]
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     document = measured()
     print(table(document))
     if args.record:
-        write_atomically(RECORDED, (json.dumps(document, indent=1) + "\n").encode())
+        replace({RECORDED: (json.dumps(document, indent=1) + "\n").encode()})
     return 0
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tritonshare import train
-from tritonshare.checkpoint import write_atomically
 from tritonshare.cli import Parser
+from tritonshare.files import FileError, read_json, replace, sentence
 
 RECORDED = Path(__file__).parent / "training"
+MAX_BYTES = 16 * 2**20  # of a file of results
 Document = dict[str, Any]
 
 
@@ -53,13 +54,14 @@ def command(
         made.error(f"there is {results} already: choose another --out, or --overwrite it")
     try:
         if args.draw:
-            document = json.loads(results.read_text())
+            document = read_json(results, MAX_BYTES)
         else:
             args.out.mkdir(parents=True, exist_ok=True)
             document = run(results)
-        write_atomically(drawn, picture(document))
-    except (train.TrainingError, json.JSONDecodeError, OSError) as error:
-        print(f"{made.prog}: {error}", file=sys.stderr)
+        replace({drawn: picture(document)})
+    except (FileError, train.TrainingError, OSError) as error:
+        what = f"{results} {error}" if isinstance(error, FileError) else str(error)
+        print(f"{made.prog}: {sentence(what)}", file=sys.stderr)
         return 1
     print(f"\n{table(document)}\n\nwritten: {results}, {drawn}")
     return 0

@@ -23,6 +23,7 @@ from bench.charts import NOTHING, TIMES, number, prefixed
 from bench.rows import (
     DTYPES,
     LAYOUTS,
+    MAX_BYTES,
     OURS,
     PASSES,
     DeviceRow,
@@ -38,8 +39,8 @@ from bench.rows import (
     is_ours,
     load,
 )
-from tritonshare.checkpoint import write_atomically
 from tritonshare.cli import Parser
+from tritonshare.files import FileError, read, replace, sentence
 from tritonshare.machine import Interval
 
 BEGIN, END = "<!-- bench.report: begin -->", "<!-- bench.report: end -->"
@@ -337,9 +338,13 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 def between_markers(file: Path, block: str) -> str:
     """The text of `file` with `block` between its markers."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        text = read(file, MAX_BYTES).decode()
+    except FileNotFoundError as error:
+        raise ResultsError(f"there is no {file}") from error
+    except UnicodeDecodeError as error:
+        raise ResultsError(f"{file} is not UTF-8 text") from error
+    except FileError as error:
+        raise ResultsError(f"{file} {error}") from error
     if re.findall(r"<!-- bench\.report: \w+ -->", text) != [BEGIN, END]:
         raise ResultsError(f"{file} must hold {BEGIN} and, after it, {END}, each once")
     before, rest = text.split(BEGIN)
@@ -368,15 +373,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ResultsError as error:
         return fail(2, str(error))
     try:
-        for file, text in texts.items():
-            write_atomically(file, text.encode())
+        replace({file: text.encode() for file, text in texts.items()})
     except OSError as error:
         return fail(1, f"{error.filename}: {error.strerror}")
     return 0
 
 
 def fail(status: int, message: str) -> int:
-    print(f"bench.report: {' '.join(message.split())}", file=sys.stderr)
+    print(f"bench.report: {sentence(message)}", file=sys.stderr)
     return status
 
 

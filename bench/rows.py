@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from tritonshare import files
 from tritonshare.machine import Interval
 
 # Their order is that of every report.
@@ -28,6 +29,7 @@ PASSES = {
     "backward": "the gradients that the case wants",
     "both": "training and backward",
 }
+MAX_BYTES = 16 * 2**20  # of a file: some 10,000 rows
 STATUSES = ("failed", "unavailable", "no time")
 OURS = "ours"  # variants of ours are "ours, ..."
 
@@ -36,7 +38,10 @@ Key = tuple[str, ...]
 
 
 class ResultsError(ValueError):
-    """A file of results is missing, damaged, incomplete, or does not belong with the others."""
+    """A file of results is missing, damaged, incomplete, or does not belong with the others: one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(files.sentence(message))
 
 
 def is_ours(provider: str) -> bool:
@@ -396,10 +401,10 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if not path.exists():
             raise ResultsError(f"there is no {path}")
-        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        if not files:
+        found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        if not found:
             raise ResultsError(f"there is no JSON file in {path}")
-        for file in files:
+        for file in found:
             if file.resolve() not in seen:
                 seen.add(file.resolve())
                 yield file
@@ -407,13 +412,11 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _parse(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except json.JSONDecodeError as error:
-        raise ResultsError(f"{path} is truncated or damaged: its JSON breaks off in line {error.lineno}") from error
-    except UnicodeDecodeError as error:
-        raise ResultsError(f"{path} is damaged: it is not UTF-8 text") from error
+        return files.read_json(path, MAX_BYTES)
+    except FileNotFoundError as error:
+        raise ResultsError(f"there is no {path}") from error
+    except files.FileError as error:
+        raise ResultsError(f"{path} {error}") from error
 
 
 def _run(data: dict[str, Any], path: Path) -> Run:

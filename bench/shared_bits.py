@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from bench.recorded import Document, command, parser, to_json
 from tritonshare import __version__, data, finetune, report, train
-from tritonshare.checkpoint import write_atomically
+from tritonshare.files import replace
 from tritonshare.options import DEFAULT_EPOCHS, SHARED_CODEBOOKS, Options
 
 SUMMARY = (__doc__ or "").split("\n")[0]
@@ -72,7 +72,7 @@ def record(seeds: int, epochs: int, bits: list[int], results: Path) -> Document:
     for seed in range(seeds):
         print(f"\nseed {seed}")
         document["rows"] += measured(Options(seed=seed), epochs, bits, images)
-        write_atomically(results, to_json(document, "rows"))
+        replace({results: to_json(document, "rows")})
     return document
 
 

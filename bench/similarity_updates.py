@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from bench.recorded import Document, command, parser, to_json
 from bench.selection import SelectionError, chosen
 from tritonshare import __version__, data, report, train
-from tritonshare.checkpoint import write_atomically
+from tritonshare.files import replace
 from tritonshare.options import OPTIMIZERS, Options
 
 SUMMARY = (__doc__ or "").split("\n")[0]
@@ -79,7 +79,7 @@ def compare(optimizers: Iterable[str], updates: list[str], seeds: int, epochs: i
                 options = Options(optimizer=optimizer, similarity=of.similarity, lr=rate * of.rate, seed=seed)
                 print(f"\n{OPTIMIZERS[optimizer]}, {of.label}, seed {seed}")
                 document["runs"].append({"updates": name, **trained(options, epochs, images)})
-                write_atomically(results, to_json(document, "runs"))
+                replace({results: to_json(document, "runs")})
     return document
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tritonshare
+from tritonshare import checkpoint, data, train
 from tritonshare import compress as tc
-from tritonshare import data, train
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.checkpoint import METADATA_KEY, CheckpointError
 from tritonshare.cli import main
+from tritonshare.compress.files import MODEL
 from tritonshare.nn import ConvActPool2d, SharedConv2d, SharedLinear
 from tritonshare.options import Options
 from tritonshare.report import Epoch
@@ -420,9 +422,9 @@ def test_latent_weights_are_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-20], "is not a complete model of tritonshare.compress"),
-        (lambda content: content[:40], "is not a complete model of tritonshare.compress"),
-        (lambda content: b"\x80\x04pickle", "is not a complete model of tritonshare.compress"),
+        (lambda content: content[:-20], "is not a whole safetensors file"),
+        (lambda content: content[:40], "is not a whole safetensors file"),
+        (lambda content: b"\x80\x04pickle", "is not a whole safetensors file"),
         (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged"),
         (lambda content: content.replace(b"mine", b"tine"), "is damaged"),
     ],
@@ -447,12 +449,12 @@ def test_foreign_files_and_other_models_change_nothing(saved, tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     refused(foreign, Net(), "there is no model of tritonshare.compress")
     save_file({"weight": torch.ones(2)}, foreign)
-    refused(foreign, Net(), "is not a complete model")
-    tritonshare.checkpoint.write(foreign, {"weight": torch.ones(2)}, {"config": {}})
     refused(foreign, Net(), "is not a model of tritonshare.compress")
-    tritonshare.checkpoint.write(foreign, {}, {"format": "tritonshare.compress", "version": 2})
-    refused(foreign, Net(), "has version 2 of its format, but this tritonshare reads version 1")
-    tritonshare.checkpoint.write(foreign, {}, {"format": "tritonshare.compress", "version": 1})
+    foreign.write_bytes(checkpoint.content({"weight": torch.ones(2)}, {"config": {}}))
+    refused(foreign, Net(), "is not a model of tritonshare.compress")
+    foreign.write_bytes(checkpoint.content({}, {}, replace(MODEL, version=2)))
+    refused(foreign, Net(), "has version 2 of its format, but this tritonshare reads up to version 1")
+    foreign.write_bytes(checkpoint.content({}, {}, MODEL))
     refused(foreign, Net(), "whose description of its layers is wrong")
 
     refused(path, nn.Linear(4, 4), "does not fit this model: it has no layer again")

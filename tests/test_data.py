@@ -1,5 +1,7 @@
 """The images of `tritonshare train`: what is read, and what is refused. The CIFAR-10 files are made here."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,8 @@ def spoil_label(path):
 
 DAMAGE = {
     "missing": (lambda path: path.unlink(), "has no data_batch_3.bin"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "has no data_batch_3.bin"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "data_batch_3.bin is a folder"),
+    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "data_batch_3.bin is not a regular file"),
     "empty": (lambda path: path.write_bytes(b""), "data_batch_3.bin is empty"),
     "truncated": (cut, "data_batch_3.bin is truncated"),
     "label": (spoil_label, "data_batch_3.bin has the label 10 in record 2"),

@@ -7,7 +7,7 @@ import pytest
 
 from bench import shared_bits as bench
 from bench.recorded import RECORDED
-from tritonshare import compress, train
+from tritonshare import checkpoint, compress, train
 from tritonshare.cli import main as tritonshare
 
 pytestmark = pytest.mark.reference
@@ -22,7 +22,7 @@ def test_rows_are_the_trainers(tmp_path, capsys):
     options = ("--epochs", "1", "--shared-bits", "2", "--device", "cpu")
     assert tritonshare(["train", "--out", str(run), *options]) == 0
     output = capsys.readouterr().out
-    tensors, metadata = compress.files.read(run / train.SHARED)
+    tensors, metadata = checkpoint.read(run / train.SHARED, compress.files.MODEL)
     assert metadata["about"]["held_out_accuracy"] == shared["held_out_accuracy"]
     assert metadata["about"]["held_out_accuracy_dense"] == dense["held_out_accuracy"]
     assert f"{shared['held_out_accuracy_untuned']:.2%} shared, " in output

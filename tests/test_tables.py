@@ -15,7 +15,7 @@ from bench.launches import NUMBERS, case_tensors, numbers
 from bench.stub_driver import stub_driver
 from tests.measured import CASE, OP, faster, plan_row, problem_of, reordered, table_of, verdict_row
 from tests.ops import OPS, call
-from tritonshare import doctor, explain, functional, gate, launch, plan, tables
+from tritonshare import doctor, explain, functional, gate, launch, plan, records, tables
 from tritonshare.check import ArgumentError
 from tritonshare.op import REGISTRY
 
@@ -36,7 +36,7 @@ def breaks(cls, at=()):
     """(record, name, how, change) for all that can be wrong with a record: a field missing, unknown, or of no allowed
     value; and of the records within it."""
     yield at, "unknown", "there", lambda record: record.update(unknown=1)
-    for name, field in tables.schema(cls).items():
+    for name, field in records.schema(cls).items():
         yield at, name, "missing", lambda record, name=name: record.pop(name)
         wrong = field.kind.wrong if field.kind else (1, [], "x", *(() if field.none else (None,)))
         for value in wrong:
@@ -354,7 +354,7 @@ BAD = {
     "large": (too_large, "is larger than"),
     "truncated": (truncated, "is not JSON"),
     "pipe": (a_pipe, "is not a regular file"),
-    "folder": (a_folder, "cannot be read"),
+    "folder": (a_folder, "is a folder"),
     "dry": (of_a_dry_run, "is of a dry run"),
     "arch": (content(lambda data: data.update(arch="sm_80")), "is for 'sm_80'"),
     "provenance": (content(lambda data: data["plans"][0].pop("provenance")), "without field 'provenance'"),

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tritonshare import __version__, checkpoint, compress, data, optim, train
+from tritonshare import __version__, checkpoint, compress, data, files, optim, train
 from tritonshare.cli import main
 from tritonshare.options import OPTIMIZERS, Options
 
@@ -225,7 +225,7 @@ def test_state_of_an_optimizer_survives_a_checkpoint(tmp_path, name, similarity)
         step(*unbroken, number)
     for number in range(2):
         step(*saved, number)
-    checkpoint.save(path, *saved, {"note": "kept"})
+    files.replace({path: checkpoint.of_run(*saved, {"note": "kept"})})
     tensors, metadata = checkpoint.read(path)
     assert metadata == {"note": "kept"}
     checkpoint.restore(path, tensors, *resumed)
@@ -257,7 +257,7 @@ def test_killed_run_loses_at_most_one_epoch(small, small_run, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killing)
-        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # a killed process tidies nothing
+        patch.setattr(os, "unlink", lambda path: None)  # a killed process tidies nothing
         with pytest.raises(Killed):
             command(*small, "--epochs", 3, "--out", out)
     assert len(checkpoint.read(out / train.CHECKPOINT)[1]["history"]) == epochs_kept
@@ -446,10 +446,10 @@ def flip_last_bit(content):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-100], "is not a complete checkpoint"),
-        (lambda content: content[:50], "is not a complete checkpoint"),
-        (lambda content: b"", "is not a complete checkpoint"),
-        (lambda content: b"\x80\x04pickle", "is not a complete checkpoint"),
+        (lambda content: content[:-100], "is not a whole safetensors file"),
+        (lambda content: content[:50], "is not a whole safetensors file"),
+        (lambda content: b"", "is not a whole safetensors file"),
+        (lambda content: b"\x80\x04pickle", "is not a whole safetensors file"),
         (flip_last_bit, "is damaged"),
     ],
     ids=["cut short", "header cut short", "empty", "pickle", "bit flipped"],
@@ -465,7 +465,7 @@ def test_damaged_checkpoint_is_refused(small, small_run, tmp_path, capsys, damag
 def test_exported_model_is_no_checkpoint(small, small_run, tmp_path, capsys):
     (tmp_path / train.CHECKPOINT).write_bytes((small_run / train.MODEL).read_bytes())
     assert command(*small, "--out", tmp_path, "--resume") == 2
-    assert "is not a complete checkpoint" in one_sentence(capsys)
+    assert "is not a checkpoint of tritonshare train" in one_sentence(capsys)
 
 
 def test_tensors_of_another_model_do_not_fit(small_run):
@@ -478,7 +478,7 @@ def test_tensors_of_another_model_do_not_fit(small_run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--epochs", 0), "--epochs must be at least 1, not 0"),
+        (("--epochs", 0), "--epochs must be from 1 to 10,000, not 0"),
         (("--epochs", "many"), "invalid int value: 'many'"),
         (("--batch-size", -1), "--batch-size must be at least 1, not -1"),
         (("--shared-bits", 9), "--shared-bits must be from 1 to 8, not 9"),

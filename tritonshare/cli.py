@@ -7,12 +7,15 @@ sentence on standard error.
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tritonshare import __version__
+from tritonshare.files import naming, sentence
 from tritonshare.options import (
     DEFAULT_EPOCHS,
     DTYPES,
@@ -31,7 +34,70 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {sentence(message)}\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message or "", end="", file=file or sys.stderr)  # argparse's own passes over failures
+
+
+class Stream:
+    """A stream of the process that takes every text. After a failure it takes no more: there is nowhere to tell.
+
+    stream: None where it is closed. name: of the OSError that the failure raises; "" where none is raised.
+    """
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream or open(os.devnull, "w"), name  # noqa: SIM115  (until the process ends)
+        self._errors = getattr(self._stream, "errors", None)
+        self._reconfigure("backslashreplace")
+
+    def _reconfigure(self, errors: str | None) -> None:
+        if errors and hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors=errors)
+
+    def write(self, text: str) -> int:
+        return self._done(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._done(self._stream.flush)
+
+    def _done(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            with naming(self._name):
+                return call(*args)
+        except OSError:
+            null = open(os.devnull, "w")  # noqa: SIM115
+            if self._stream in (sys.__stdout__, sys.__stderr__):  # what it still holds goes nowhere when Python ends
+                os.dup2(null.fileno(), self._stream.fileno())
+            self._stream = null
+            if self._name:
+                raise
+
+    def close(self) -> None:
+        """Leave the stream as it was found."""
+        self._reconfigure(self._errors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def streams() -> Iterator[None]:
+    """Within the block standard output and standard error are `Stream`s."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # no file that is opened may get the number of a closed one
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(null, number)
+    out, err = Stream(sys.stdout, "standard output"), Stream(sys.stderr, "")
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        out.close()
+        err.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,19 +106,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     As argparse does, --help, --version and unknown options leave through SystemExit.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if not arguments or arguments[0] not in COMMANDS:
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    with streams():
+        try:
+            try:
+                return run_command(name, arguments)
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            return fail(name, 130, "interrupted")
+        except MemoryError:
+            return fail(name, 1, "there is not enough memory")
+        except OSError as error:
+            return fail(name, 1, told(error))
+        except RuntimeError as error:  # of torch: a device that fails, say
+            return fail(name, 1, f"{type(error).__name__}: {error}")
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    if not name:
         parser = top_parser()
         parser.parse_args(arguments or ["--help"])
         parser.error("the command comes first")
-    name = arguments[0]
     add_arguments, run, summary = COMMANDS[name]
     parser = Parser(prog=f"tritonshare {name}", description=summary)
     add_arguments(parser)
-    args = parser.parse_args(arguments[1:])
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        return fail(name, 130, "interrupted")
+    return run(parser.parse_args(arguments[1:]))
+
+
+def told(error: OSError) -> str:
+    """What failed, and why."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 
 def top_parser() -> Parser:
@@ -140,10 +224,10 @@ def run_train(args: argparse.Namespace) -> int:
         train.train(options)
     except (OptionError, DataError, CheckpointError) as error:
         return fail("train", 2, str(error))
-    except (train.TrainingError, torch.OutOfMemoryError) as error:
-        return fail("train", 1, f"{error}{last_epoch(folder)}")
+    except (train.TrainingError, torch.OutOfMemoryError, MemoryError) as error:
+        return fail("train", 1, f"{error or 'there is not enough memory'}{last_epoch(folder)}")
     except OSError as error:
-        return fail("train", 1, f"{error.filename or folder}: {error.strerror or error}")
+        return fail("train", 1, f"{told(error)}{last_epoch(folder)}")
     except KeyboardInterrupt:
         return fail("train", 130, f"interrupted{last_epoch(folder)}")
     return 0
@@ -153,14 +237,13 @@ def last_epoch(folder: Path | None) -> str:
     """Where the last complete epoch of a broken run lies, to end a sentence with."""
     from tritonshare.train import CHECKPOINT
 
-    if folder is None or not (folder / CHECKPOINT).exists():
+    if folder is None or not os.path.exists(folder / CHECKPOINT):  # Path.exists raises for some names
         return "; no epoch was complete, nothing was written"
     return f"; the last complete epoch is in {folder / CHECKPOINT}, continue with --resume"
 
 
 def fail(command: str, status: int, message: str) -> int:
-    sentence = " ".join(message.split())  # torch's messages may span lines
-    print(f"tritonshare {command}: {sentence}", file=sys.stderr)
+    print(f"{' '.join(['tritonshare', *command.split()])}: {sentence(message)}", file=sys.stderr)
     return status
 
 
@@ -205,8 +288,6 @@ def run_compress(args: argparse.Namespace) -> int:
         command.main(args)
     except (command.CommandError, ArgumentError, CheckpointError, DataError, OptionError) as error:
         return fail("compress", 2, str(error).removeprefix("compress: "))
-    except OSError as error:
-        return fail("compress", 1, f"{error.filename or args.out}: {error.strerror or error}")
     return 0
 
 
@@ -215,7 +296,10 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    return importlib.import_module("tritonshare.doctor").main(args)
+    try:
+        return importlib.import_module("tritonshare.doctor").main(args)
+    except OptionError as error:
+        return fail("doctor", 2, str(error))
 
 
 def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -256,8 +340,6 @@ def run_tune(args: argparse.Namespace) -> int:
         return fail("tune", 2, str(error))
     except RuntimeError as error:
         return fail("tune", 1, str(error))
-    except OSError as error:
-        return fail("tune", 1, f"{error.filename}: {error.strerror or error}")
     return 1 if any(tuned.failure for tuned in done) else 0
 
 

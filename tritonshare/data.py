@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from tritonshare import files
+from tritonshare.files import sentence
+
 CIFAR10_TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR10_TEST_FILE = "test_batch.bin"
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_SHAPE = (3, 32, 32)
 CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: one label, then the red, green and blue planes row by row
+CIFAR10_MOST = 60_000  # records of all files together: as many as are published
 
 # How far a training image is turned, stretched and moved at most, either way.
 ROTATION = 0.2  # radians
@@ -23,7 +27,10 @@ SHIFT = 1 / 16  # of the image's size
 
 
 class DataError(ValueError):
-    """The images cannot be used: a folder or file is missing, or a file is not what its name says."""
+    """The images cannot be used: a folder or file is missing, or a file is not what its name says. One line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,42 +102,54 @@ def load_cifar10(folder: str | os.PathLike[str]) -> ImageSet:
     """CIFAR-10 from its binary files in `folder`, or in a `cifar-10-batches-bin` inside it.
 
     Trains on data_batch_1.bin .. data_batch_5.bin and holds out test_batch.bin. The published files have 10,000
-    records each; any whole number of records is accepted.
+    records each; any whole number of records is accepted, up to 60,000 in all files together.
 
     Raises:
-        DataError: a folder or file is missing, empty or cut short, or holds a label outside 0..9.
+        DataError: a folder or file is missing, empty, cut short or too large, or holds a label outside 0..9.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     if not (folder / CIFAR10_TEST_FILE).exists() and (folder / CIFAR10_FOLDER).is_dir():
         folder = folder / CIFAR10_FOLDER
-    # All names are looked up before the first large read, so that a missing file is reported at once.
+    # All sizes are looked up before the first large read, so that a file that is missing or too large is told at once.
+    left = CIFAR10_MOST * CIFAR10_RECORD
     for name in (*CIFAR10_TRAIN_FILES, CIFAR10_TEST_FILE):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder} has no {name}: the binary version of CIFAR-10 is needed")
+        left -= _size_of_cifar10_file(folder / name, left)
     train = [_read_cifar10_file(folder / name) for name in CIFAR10_TRAIN_FILES]
     train_images = np.concatenate([images for images, _ in train])
     train_labels = np.concatenate([labels for _, labels in train])
     return ImageSet("cifar10", 10, train_images, train_labels, *_read_cifar10_file(folder / CIFAR10_TEST_FILE))
 
 
-def _read_cifar10_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 3, 32, 32] uint8 and labels [N] int64 of one binary file."""
+def _size_of_cifar10_file(path: Path, most: int) -> int:
     try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    if raw.size == 0:
+        with files.opened(path, CIFAR10_MOST * CIFAR10_RECORD) as (_, size):
+            if size > most:
+                raise DataError(f"{path.parent} has more than {CIFAR10_MOST:,} records in its files")
+    except FileNotFoundError as error:
+        raise DataError(f"{path.parent} has no {path.name}: the binary version of CIFAR-10 is needed") from error
+    except files.FileError as error:
+        raise DataError(f"{path} {error}") from error
+    if size == 0:
         raise DataError(f"{path} is empty")
-    if raw.size % CIFAR10_RECORD:
-        raise DataError(f"{path} is truncated: its {raw.size:,} bytes are not a multiple of {CIFAR10_RECORD:,}")
-    records = raw.reshape(-1, CIFAR10_RECORD)
+    if size % CIFAR10_RECORD:
+        raise DataError(f"{path} is truncated: its {size:,} bytes are not a multiple of {CIFAR10_RECORD:,}")
+    return size
+
+
+def _read_cifar10_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 3, 32, 32] uint8 and labels [N] int64 of one binary file, whose size was checked."""
+    try:
+        content = files.read(path, CIFAR10_MOST * CIFAR10_RECORD)
+    except (FileNotFoundError, files.FileError) as error:
+        raise DataError(f"{path} {error}") from error
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, CIFAR10_RECORD)
     labels = records[:, 0].astype(np.int64)
     if labels.max() > 9:
         first = int(np.argmax(labels > 9))
         raise DataError(f"{path} has the label {labels[first]} in record {first}; CIFAR-10 labels are 0 to 9")
-    return records[:, 1:].reshape(-1, *CIFAR10_SHAPE), labels
+    return records[:, 1:].copy().reshape(-1, *CIFAR10_SHAPE), labels
 
 
 def load(name: str, folder: str | os.PathLike[str] | None = None) -> ImageSet:

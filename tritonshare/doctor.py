@@ -17,6 +17,7 @@ import torch
 from . import gate, launch, plan
 from .op import REGISTRY, Case, Op
 from .optim import verify
+from .options import OptionError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAMES = max(map(len, REGISTRY))  # the width of their column
@@ -28,14 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the report; 0 if every self-check passed, 1 if one failed, 2 for a device that is not there."""
+    """Print the report; 0 if every self-check passed, 1 if one failed. Raises OptionError: the device is not there."""
     try:
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"tritonshare doctor: device {args.device!r} cannot be used: {reason}", file=sys.stderr)
-        return 2
+        raise OptionError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     for name, value in versions().items():
         print(f"{name:<12} {value}")
     print(f"{'device':<12} {describe(device)}")
@@ -105,7 +104,15 @@ def self_check(device: torch.device) -> int:
     if device.type == "cuda" or interpreted:
         return check_kernels(device)
     command = [sys.executable, "-c", "from tritonshare import doctor; raise SystemExit(doctor.check_kernels('cpu'))"]
-    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
+    child = subprocess.Popen(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
+    with child:
+        try:
+            for line in child.stdout or ():
+                print(line, end="", flush=True)
+        except BaseException:
+            child.kill()
+            raise
+    return child.returncode
 
 
 def check_kernels(device: torch.device | str) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from tritonshare import checkpoint, compress, optim, report
+from tritonshare import compress, files, optim, report
+from tritonshare.compress.files import content
 from tritonshare.nn import SharedConv2d, SharedLinear
 from tritonshare.options import SHARED_CODEBOOKS, SHARED_REASSIGNED, Options
 from tritonshare.report import Size
@@ -83,11 +84,10 @@ def finish(run: Run, trained: int, bits: int) -> tuple[float, float]:
     tuned, shrinkage = fine_tune(run, bits, trained)
     accuracy, per_class_after = tuned.evaluate()[1], by_class(tuned)
     about = tuned.model_metadata | {"held_out_accuracy": accuracy, "held_out_accuracy_dense": dense}
-    compress.save(tuned.model, options.folder / SHARED, about)
     points = {"not fine-tuned": drawn, "fine-tuned": {bits: Size(shrinkage.bytes_after, accuracy)}}
     title = f"TwoBlockCNN on {options.data}, seed {options.seed}"
     picture = report.draw_sizes(points, Size(shrinkage.bytes_before, dense), title)
-    checkpoint.write_atomically(options.folder / SIZES, picture)
+    files.replace({options.folder / SHARED: content(tuned.model, about), options.folder / SIZES: picture})
     counts = torch.bincount(run.held_out_labels.cpu(), minlength=len(per_class)).tolist()
     print(f"\n{class_table(per_class, per_class_after, counts)}\n")
     rows = {

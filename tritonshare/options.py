@@ -9,17 +9,22 @@ from typing import Any
 import torch
 
 from tritonshare import optim
+from tritonshare.files import sentence
 
 DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIMILARITIES = {"none": None, "tensor": "tensor", "row": "row"}
 SHARED_CODEBOOKS = 8  # at most, of a layer, with --shared-bits
 SHARED_REASSIGNED = 10  # steps of fine-tuning between two re-assignments of indices
+MAX_EPOCHS = 10_000  # whose history still fits into a checkpoint's header
 HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
 
 
 class OptionError(ValueError):
-    """An option of the run cannot be honoured."""
+    """An option of the run cannot be honoured: one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,8 @@ class Options:
         for option, known in names.items():
             if getattr(self, option) not in known:
                 raise OptionError(f"--{option} must be one of {', '.join(known)}, not {getattr(self, option)}")
-        if self.epochs is not None and self.epochs < 1:
-            raise OptionError(f"--epochs must be at least 1, not {self.epochs}")
+        if self.epochs is not None and not 1 <= self.epochs <= MAX_EPOCHS:
+            raise OptionError(f"--epochs must be from 1 to {MAX_EPOCHS:,}, not {self.epochs}")
         if self.batch_size < 1:
             raise OptionError(f"--batch-size must be at least 1, not {self.batch_size}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):

@@ -1,23 +1,46 @@
 """What a training run reports: a picture of its curves and a table."""
 
 import io
-from collections.abc import Mapping, Sequence
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from tritonshare import records
+from tritonshare.files import sentence
+
+
+@contextmanager
+def _no_backend() -> Iterator[None]:
+    """Within the block MPLBACKEND is not set: shells of notebooks name one there that matplotlib may not know, and then
+    it cannot be imported. No picture here has a backend."""
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+
+
+with _no_backend():
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+LOSS = records.number(0, 1e300)
 
 
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch reached: mean losses (nats), accuracy in 0..1, and the seconds its training steps took."""
 
-    loss: float
-    held_out_loss: float
-    held_out_accuracy: float
-    seconds: float
+    loss: Annotated[float, LOSS]
+    held_out_loss: Annotated[float, LOSS]
+    held_out_accuracy: Annotated[float, records.number(0, 1)]
+    seconds: Annotated[float, records.number(1e-9, 1e9)]
 
 
 def draw_curves(history: Sequence[Epoch], title: str) -> bytes:
@@ -26,7 +49,7 @@ def draw_curves(history: Sequence[Epoch], title: str) -> bytes:
     Drawn without pyplot: no display, no window and no global state is involved.
     """
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(sentence(title, 100), parse_math=False)
     loss, accuracy = figure.subplots(1, 2)
     _curve(loss, [epoch.loss for epoch in history], "#0072b2", "training")
     _curve(loss, [epoch.held_out_loss for epoch in history], "#d55e00", "held out")
@@ -72,7 +95,8 @@ def draw_sizes(curves: Mapping[str, Mapping[Any, Size]], dense: Size | None, tit
     if dense is not None:
         axes.axhline(dense.accuracy, color="#000000", lw=0.8, ls="--")
         axes.plot([dense.bytes], [dense.accuracy], "k*", markersize=11, label="dense")
-    axes.set_title(f"{title}: accuracy by size, points labelled with bits a weight", fontsize="medium")
+    title = f"{sentence(title, 60)}: accuracy by size, points labelled with bits a weight"
+    axes.set_title(title, fontsize="medium", parse_math=False)
     size_axes(axes)
     axes.legend(frameon=False)
     return png(figure)
@@ -112,7 +136,9 @@ def _by_epoch(axes: Axes) -> None:
 
 def png(figure: Figure) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a title may have characters that the font has not
+        FigureCanvasAgg(figure).print_png(picture)
     return picture.getvalue()
 
 

@@ -8,44 +8,21 @@ and in its range; one that is not makes the file unreadable, and the reader says
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
+
+from . import files
+from .records import Kind, read_record, text, whole
 
 FORMAT = 1
 MAX_BYTES = 4 * 2**20
 MAX_US = 1e9  # a measured time
 
-
-class TableError(ValueError):
-    """A file that is not a table of plans: one sentence."""
-
-
-# What a field must be: `says` ends the sentence "... must be", and `wrong` are values that it must not be, for tests.
-
-
-@dataclass(frozen=True)
-class Kind:
-    says: str
-    holds: Callable[[Any], bool]
-    wrong: tuple[Any, ...]
-
-
-def text(pattern: str, says: str, *wrong: str) -> Kind:
-    form = re.compile(pattern, re.ASCII)
-    return Kind(says, lambda v: isinstance(v, str) and form.fullmatch(v) is not None, (None, 1, [], *wrong))
-
-
-def whole(low: int, high: int) -> Kind:
-    return Kind(f"an integer from {low} to {high}", lambda v: type(v) is int and low <= v <= high,
-                (None, True, 1.5, "1", low - 1, high + 1))  # fmt: skip
+TableError = files.FileError  # a file that is not a table of plans
 
 
 def _is_time(value: Any) -> bool:
@@ -95,6 +72,10 @@ class Time:
     median: Annotated[float, TIME]
     low: Annotated[float, TIME]
     high: Annotated[float, TIME]
+
+    @property
+    def fault(self) -> str:
+        return "" if self.low <= self.median <= self.high else "whose median is not between low and high"
 
 
 @dataclass(frozen=True)
@@ -161,50 +142,6 @@ Row = PlanRow | VerdictRow
 LISTS: dict[str, type] = {"plans": PlanRow, "verdicts": VerdictRow}
 
 
-class Field(NamedTuple):
-    """A field of a record in a file."""
-
-    attribute: str
-    kind: Kind | None  # what its value is, or
-    record: type | None  # which record it is,
-    none: bool  # or null
-
-
-@cache
-def schema(cls: type) -> dict[str, Field]:
-    """The fields of a record by their names in a file; `pass_` is "pass" there."""
-    found = {}
-    for attribute, hint in get_type_hints(cls, include_extras=True).items():
-        if get_origin(hint) is Annotated:
-            made = Field(attribute, get_args(hint)[1], None, False)
-        else:
-            classes = get_args(hint) or (hint,)
-            made = Field(attribute, None, classes[0], type(None) in classes)
-        found[attribute.rstrip("_")] = made
-    return found
-
-
-def read_record(cls: type, data: Any, at: str) -> Any:
-    """A record of this class from a file's data; `at` says where in the file it stands."""
-    if not isinstance(data, dict):
-        raise TableError(f"has {at} that is no record")
-    known = schema(cls)
-    for name in (*sorted(known.keys() - data.keys()), *sorted(data.keys() - known.keys())):
-        raise TableError(f"has {at} {'without' if name in known else 'with an unknown'} field {name!r:.80}")
-    values = {}
-    for name, field_ in known.items():
-        value, there = data[name], f"{at}, {name}"
-        if field_.record is not None and not (value is None and field_.none):
-            value = read_record(field_.record, value, there)
-        elif field_.kind is not None and not field_.kind.holds(value):
-            raise TableError(f"has {there}: it must be {field_.kind.says}, but is {value!r:.80}")
-        values[field_.attribute] = value
-    made = cls(**values)
-    if isinstance(made, Time) and not made.low <= made.median <= made.high:
-        raise TableError(f"has {at} whose median is not between low and high")
-    return made
-
-
 def minor(version: str) -> str:
     """The part of a version that a row holds for: major.minor."""
     return ".".join(re.findall(r"\d+", version)[:2])
@@ -228,10 +165,7 @@ class Table:
 
 def parse(content: str | bytes, arch: str) -> Table:
     """The table in a file's content, which must be of this arch."""
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise TableError(f"is not JSON ({str(error).splitlines()[0]})") from error
+    data = files.parse(content)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise TableError(f"is not a table of plans of format {FORMAT}")
     if data.get("dry", False) is not False:
@@ -256,29 +190,7 @@ def read(path: Path, arch: str, *, private: bool = False) -> Table:
 
     private: the file must be the current user's own, no link, and nobody else's to write.
     """
-    try:
-        if private and path.is_symlink():
-            raise TableError("is a symbolic link")
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe must not be waited for
-        if private:
-            flags |= getattr(os, "O_NOFOLLOW", 0)  # nor may it have become a link since
-        with open(os.open(path, flags), "rb") as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise TableError("is not a regular file")
-            if private and hasattr(os, "getuid"):
-                if facts.st_uid != os.getuid():
-                    raise TableError("belongs to another user")
-                if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    raise TableError("can be written by other users")
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise TableError(f"cannot be read ({error.strerror})") from error
-    if len(content) > MAX_BYTES:
-        raise TableError(f"is larger than {MAX_BYTES} bytes")
-    return parse(content, arch)
+    return parse(files.read(path, MAX_BYTES, private=private), arch)
 
 
 def _data(row: Row) -> dict[str, Any]:
@@ -296,23 +208,16 @@ def document(table: Table, *, dry: bool = False) -> str:
     return "{" + ",\n".join(parts) + "}\n"
 
 
-def write(path: Path, table: Table, *, dry: bool = False) -> None:
-    """Replace the file by this table; at any time there is the old one or the new one, whole."""
+def write(path: Path, table: Table, *, dry: bool = False, follow: bool = True) -> None:
+    """Replace the file by this table; at any time there is the old one or the new one, whole.
+
+    follow: False: a link is replaced itself, not the file that it leads to.
+    """
     content = document(table, dry=dry)
     if not dry:
         parse(content, table.arch)  # what is written can be read
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    files.replace({path: content.encode()}, mode=0o644, follow=follow)
 
 
 def shipped_file(arch: str) -> Path:
@@ -330,25 +235,33 @@ def user_file(arch: str) -> Path | None:
 
 
 class Keeper:
-    """A table file that grows: it is whole, and has all rows so far, after every `add`.
+    """A table file that grows: it is whole, and has all rows so far, after every `add`, those of other processes too.
 
     private: the user's own, where a file that cannot be read is replaced. Otherwise that is a TableError. A dry file
     must be new.
     """
 
     def __init__(self, path: Path, arch: str, *, private: bool = False, dry: bool = False) -> None:
-        self.path, self.dry = path, dry
-        self.table = Table(arch)
-        try:
-            self.table = read(path, arch, private=private)
-        except FileNotFoundError:
-            return
-        except TableError as error:
-            if not private:
-                raise TableError(f"{path} {error}") from error
-        if dry:
+        self.path, self.arch, self.private, self.dry = path, arch, private, dry
+        found = self._found()
+        if dry and path.exists():
             raise TableError(f"{path} is there already, and a dry run writes a new file only")
+        self.table = found or Table(arch)
+
+    def _found(self) -> Table | None:
+        """What the file holds now, if it is there and can be read."""
+        try:
+            return read(self.path, self.arch, private=self.private)
+        except FileNotFoundError:
+            return None
+        except TableError as error:
+            if self.private:
+                return None
+            raise TableError(f"{self.path} {error}") from error
 
     def add(self, rows: Iterable[Row]) -> None:
-        self.table = self.table.with_rows(rows)
-        write(self.path, self.table, dry=self.dry)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with files.held(files.lock_of(self.path), str(self.path), wait=True):
+            others = None if self.dry else self._found()
+            self.table = (others or self.table).with_rows(rows)
+            write(self.path, self.table, dry=self.dry, follow=not self.private)

@@ -5,25 +5,38 @@ step size from the epoch: a run resumed from a checkpoint carries on exactly whe
 (same machine, versions and number of threads) it reaches the same bits.
 """
 
+import json
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from tritonshare import checkpoint, data, explain, report
+from tritonshare import checkpoint, data, explain, files, records, report
 from tritonshare.nn import ConvActPool2d
-from tritonshare.options import DEFAULT_EPOCHS, DTYPES, HALVING_EPOCHS, OPTIMIZERS, SIMILARITIES, OptionError, Options
+from tritonshare.options import (
+    DEFAULT_EPOCHS,
+    DTYPES,
+    HALVING_EPOCHS,
+    MAX_EPOCHS,
+    OPTIMIZERS,
+    SIMILARITIES,
+    OptionError,
+    Options,
+)
 from tritonshare.report import Epoch
 
 CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curves.png"
 SHARED, SIZES = "shared.safetensors", "sizes.png"  # of --shared-bits
+LOCK = ".lock"  # there while a run goes on
 
 UNCHOSEN = {"optimizer": "adam", "similarity": "none"}  # of checkpoints from before there was a choice
 CHECK_STEPS = 20  # steps between two looks at the loss: each look waits for the device
@@ -33,6 +46,18 @@ SHARED_PIXELS = 2**15  # a batch with fewer positions than this (size squared, t
 
 class TrainingError(RuntimeError):
     """Training went wrong: the loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint tells beside its tensors."""
+
+    config: Annotated[dict[str, Any], records.Kind("an object", lambda v: isinstance(v, dict), (None, [], "x"))]
+    scaler: Annotated[dict[str, Any], records.Kind("an object", lambda v: isinstance(v, dict), (None, [], "x"))]
+    history: Annotated[
+        list[Any],
+        records.Kind("a list of epochs", lambda v: isinstance(v, list) and 0 < len(v) <= MAX_EPOCHS, (None, {}, [])),
+    ]
 
 
 class TwoBlockCNN(torch.nn.Module):
@@ -204,29 +229,59 @@ class Run:
         return f"{self.device}, {self.options.dtype}, {'; '.join(sorted(ways))}"
 
     def save(self, history: list[Epoch]) -> None:
-        """Write the checkpoint, then the model alone; a crash in between is mended by resuming. Raises OSError."""
+        """Write the checkpoint and the model alone; a crash in between is mended by resuming. Raises OSError."""
         metadata = {"config": self.config, "scaler": self.scaler.state_dict(), "history": [asdict(e) for e in history]}
-        checkpoint.save(self.options.folder / CHECKPOINT, self.model, self.optimizer, metadata)
-        self.export()
+        files.replace(
+            {
+                self.options.folder / CHECKPOINT: checkpoint.of_run(self.model, self.optimizer, metadata),
+                self.options.folder / MODEL: self.exported(),
+            }
+        )
 
-    def export(self) -> None:
-        content = checkpoint.tensors_to_bytes(self.model.state_dict(), self.model_metadata)
-        checkpoint.write_atomically(self.options.folder / MODEL, content)
+    def exported(self) -> bytes:
+        """The file of the model alone."""
+        return checkpoint.tensors_to_bytes(self.model.state_dict(), self.model_metadata)
 
     def resume(self) -> list[Epoch]:
         """Take up the checkpoint of the folder; returns the epochs already done. Raises CheckpointError."""
         path = self.options.folder / CHECKPOINT
-        tensors, metadata = checkpoint.read(path)
-        saved = UNCHOSEN | metadata.get("config", {})
+        size = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        tensors, metadata = checkpoint.read(path, most=8 * size + 2**20)  # no optimizer keeps so many states
+        try:
+            saved: Saved = records.read_record(Saved, metadata, "metadata")
+            history = [records.read_record(Epoch, epoch, f"history[{i}]") for i, epoch in enumerate(saved.history)]
+            self._check_config(saved.config)
+            self._check_scaler(saved.scaler)
+        except files.FileError as error:
+            raise checkpoint.CheckpointError(f"{path} {error}") from error
+        steps = len(history) * math.ceil(len(self.train_labels) / self.options.batch_size)
+        # where the loss is scaled, each step so far may have overflowed
+        checkpoint.restore(path, tensors, self.model, self.optimizer, steps, unstepped=self.scaler.is_enabled())
+        self.scaler.load_state_dict(saved.scaler)
+        return history
+
+    def _check_config(self, saved: dict[str, Any]) -> None:
+        """Raise FileError unless a checkpoint was made with this run's options, from its images and of its model."""
+        saved = UNCHOSEN | saved
+        for name in (*sorted(self.config.keys() - saved.keys()), *sorted(saved.keys() - self.config.keys())):
+            raise files.FileError(f"has config {'without' if name in self.config else 'with an unknown'} {name!r:.80}")
         for key, value in self.config.items():
-            if saved.get(key) != value:
+            if json.dumps(saved[key], sort_keys=True) != json.dumps(value, sort_keys=True):  # where True is not 1
                 if key in ("model", "data_sha256"):
-                    raise checkpoint.CheckpointError(f"{path} was made from other images or another model")
+                    raise files.FileError("was made from other images or another model")
                 option = "--" + key.replace("_", "-")
-                raise checkpoint.CheckpointError(f"{path} was made with {option} {saved.get(key)}, not {value}")
-        checkpoint.restore(path, tensors, self.model, self.optimizer)
-        self.scaler.load_state_dict(metadata["scaler"])
-        return [Epoch(**epoch) for epoch in metadata["history"]]
+                raise files.FileError(f"was made with {option} {saved[key]!s:.80}, not {value}")
+
+    def _check_scaler(self, saved: dict[str, Any]) -> None:
+        """Raise FileError unless it is a state of this run's scaler of losses."""
+        own = self.scaler.state_dict()
+        if own:
+            own |= {key: saved.get(key) for key in ("scale", "_growth_tracker")}
+            counts = records.whole(0, own["growth_interval"]).holds(own["_growth_tracker"])
+            if not (counts and records.number(0, 1e38).holds(own["scale"])):
+                raise files.FileError("has a scale of losses that none can be")
+        if json.dumps(saved, sort_keys=True) != json.dumps(own, sort_keys=True):
+            raise files.FileError("has another scaler of losses than this run")
 
 
 def train(options: Options) -> list[Epoch]:
@@ -241,33 +296,48 @@ def train(options: Options) -> list[Epoch]:
         TrainingError: the loss is not finite; the files of the last complete epoch stay.
         OSError: a file cannot be written.
     """
-    check_folder(options.folder, options.resume)
-    if options.shared_bits is None and (options.folder / SHARED).exists():
-        raise OptionError(f"{options.folder} holds {SHARED}, which would be left behind: give --shared-bits, too")
+    check_folder(options)
     device = choose_device(options.device)
     images = data.load(options.data, options.data_dir)
-    with threads_for(options, images, device):
+    with threads_for(options, images, device), sole(options.folder):
+        check_folder(options)  # another run may have been here since
         return train_on(images, options, device)
 
 
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Make the folder, in which no other run is at work within the block, and where files can be made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.held(folder / LOCK, f"--out {folder}"):
+            yield
+    except files.Busy as error:
+        raise OptionError(str(error)) from error
+
+
 def train_on(images: data.ImageSet, options: Options, device: torch.device) -> list[Epoch]:
-    """`train`, once the images are loaded and the device is chosen."""
+    """`train`, once the images are loaded, the device is chosen and the folder is this run's own."""
     began, folder = time.perf_counter(), options.folder
     epochs = options.epochs or DEFAULT_EPOCHS[options.data]
     run = Run(options, images, device)
     history = run.resume() if options.resume else []
     if len(history) > epochs:
         raise OptionError(f"{folder / CHECKPOINT} has {len(history)} epochs already, more than --epochs {epochs}")
-    folder.mkdir(parents=True, exist_ok=True)
     if history:
-        run.export()
+        files.replace({folder / MODEL: run.exported()})
         print(f"resumed after epoch {len(history)} from {folder / CHECKPOINT}", flush=True)
-    for epoch in range(len(history), epochs):
-        history.append(one_epoch(run, epoch, epochs))
+    if options.dtype == "float16" and device.type == "cpu":
+        print("float16 is slow on a CPU, whose float32 and bfloat16 are not: an epoch may take minutes", flush=True)
+
+    def keep(epoch: Epoch) -> None:
+        history.append(epoch)
         run.save(history)
+
+    for epoch in range(len(history), epochs):
+        one_epoch(run, epoch, epochs, keep=keep)
     title = f"TwoBlockCNN on {options.data}, {options.dtype}, seed {options.seed}"
-    checkpoint.write_atomically(folder / CURVES, report.draw_curves(history, title))
-    print(f"\n{report.table(facts(run, history, time.perf_counter() - began))}")
+    files.replace({folder / CURVES: report.draw_curves(history, title)})
+    print(f"\n{report.table(facts(run, history, time.perf_counter() - began))}", flush=True)
     if options.shared_bits is not None:
         from tritonshare import finetune  # which is built on this module
 
@@ -295,19 +365,26 @@ def facts(run: Run, history: list[Epoch], seconds: float) -> dict[str, str]:
     }
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds another run, unless it is to be resumed. Raises OptionError."""
+def check_folder(options: Options) -> None:
+    """Refuse a folder that holds another run, unless it is to be resumed. Raises OptionError, CheckpointError."""
+    folder = options.folder
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out {folder} is not a folder")
-    found = [name for name in (CHECKPOINT, MODEL, CURVES, SHARED, SIZES) if (folder / name).exists()]
-    if found and not resume:
+    found = [name for name in (CHECKPOINT, MODEL, CURVES, SHARED, SIZES) if os.path.lexists(folder / name)]
+    if found and not options.resume:
         raise OptionError(f"{folder} already holds {found[0]}: choose another --out, or continue it with --resume")
-    if resume and CHECKPOINT not in found:
+    if options.resume and CHECKPOINT not in found:
         raise checkpoint.CheckpointError(f"there is no {folder / CHECKPOINT} to resume from")
+    if options.shared_bits is None and SHARED in found:
+        raise OptionError(f"{folder} holds {SHARED}, which would be left behind: give --shared-bits, too")
 
 
-def one_epoch(run: Run, epoch: int, epochs: int, kind: str = "") -> Epoch:
-    """Train and evaluate epoch `epoch` (from 0) of `epochs` and print its line. Raises TrainingError."""
+def one_epoch(
+    run: Run, epoch: int, epochs: int, kind: str = "", keep: Callable[[Epoch], None] = lambda done: None
+) -> Epoch:
+    """Train and evaluate epoch `epoch` (from 0) of `epochs`, `keep` what it reached, and print its line: there may be
+    nowhere to print to. Raises TrainingError, and what `keep` raises.
+    """
     label, count = f"{kind}epoch {epoch + 1:{len(str(epochs))}}/{epochs}", len(run.train_labels)
     # disable=None: no bar where standard error is not a terminal.
     with tqdm(total=count, desc=label, unit=" images", unit_scale=True, leave=False, disable=None) as bar:
@@ -319,6 +396,8 @@ def one_epoch(run: Run, epoch: int, epochs: int, kind: str = "") -> Epoch:
         raise TrainingError(
             f"the held-out loss became {held_out_loss} in epoch {epoch + 1}: try a smaller {run.rate_option}"
         )
+    done = Epoch(loss, held_out_loss, accuracy, seconds)
+    keep(done)
     measured = f"loss {loss:.4f}  held-out loss {held_out_loss:.4f}  accuracy {accuracy:7.2%}"
     print(f"{label}  {measured}  {count / seconds:,.0f} images/s", flush=True)
-    return Epoch(loss, held_out_loss, accuracy, seconds)
+    return done

@@ -12,7 +12,7 @@ from ..check import ArgumentError, ArgumentTypeError
 from ..nn import SharedConv2d, SharedLinear
 from ..packing import LARGEST_BITS
 from .errors import Error
-from .layers import Group, matching
+from .layers import Group, label, matching
 
 Choice = dict[Group, "Candidate"]
 
@@ -99,7 +99,7 @@ class Wanted:
         if not wanted:
             return [], "bits has no number for it"
         if len(wanted) > 1:
-            names = " and ".join(group.names)
+            names = " and ".join(map(label, group.names))
             raise ArgumentError(f"compress: bits must be the same for {names}, which have one weight")
         found, why = [], ""
         for bits in range(1, LARGEST_BITS + 1) if self.every else wanted:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from .files import FORMAT, save
+from .. import records
+from ..files import Busy, FileError, held, lock_of, replace, sentence
+from ..options import DEFAULT_EPOCHS, DTYPES
+from .files import MODEL, content
 from .report import Report
 from .share import compress
 
+DEEPEST = 64  # names within each other
 SHARED_RANKS = {2: nn.Linear, 4: nn.Conv2d}  # of tensors called *.weight
 
 
@@ -23,7 +28,26 @@ class Other(nn.Module):
 
 
 class CommandError(ValueError):
-    """The command cannot do what it is asked for; nothing was written."""
+    """The command cannot do what it is asked for; nothing was written. One line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
+
+
+SIZE = records.whole(1, 2**16)
+DATA = records.text("|".join(DEFAULT_EPOCHS), " or ".join(DEFAULT_EPOCHS), "mnist")
+DTYPE = records.text("|".join(DTYPES), " or ".join(DTYPES), "int8")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a file says of the model of `tritonshare train` that it holds."""
+
+    in_channels: Annotated[int, SIZE]
+    image_size: Annotated[int, records.whole(4, 2**16)]
+    num_classes: Annotated[int, SIZE]
+    data: Annotated[str, DATA]
+    dtype: Annotated[str, DTYPE]
 
 
 class Known:
@@ -32,15 +56,20 @@ class Known:
     def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         from ..train import TwoBlockCNN
 
-        config = metadata.get("config")
         self.path, self.metadata = path, metadata
-        self.config = (
-            config["model"] if config else {k: metadata[k] for k in ("in_channels", "image_size", "num_classes")}
-        )
-        self.data = config["data"] if config else metadata["data"]
-        self.dtype = config["dtype"] if config else "float32"
-        self.model = TwoBlockCNN(**self.config)
-        self.model.load_state_dict(tensors)
+        seen = metadata.get("config", metadata)
+        if not isinstance(seen, dict) or not isinstance(seen.get("model", {}), dict):
+            raise FileError("has a config that is no record")
+        told = {"dtype": "float32"} | seen | seen.get("model", {})
+        told = {key: told[key] for key in records.schema(Config) if key in told}
+        known: Config = records.read_record(Config, told, "config")
+        self.data, self.dtype = known.data, known.dtype
+        self.config = {key: getattr(known, key) for key in ("in_channels", "image_size", "num_classes")}
+        with torch.device("meta"):  # no memory is taken for what a file says
+            self.model = TwoBlockCNN(**self.config)
+        self.model.load_state_dict(tensors, assign=True)
+        if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+            raise FileError("holds a model of the trainer that is not float32")
 
     def run(self, data_dir: Path | None, device: torch.device) -> Any:
         """A run of the trainer, to evaluate with; None where there are no images. Raises CommandError, DataError."""
@@ -53,7 +82,7 @@ class Known:
         images = data.load(self.data, data_dir)
         run = Run(Options(data=self.data, dtype=self.dtype), images, device)
         same = {"data_sha256": images.digest()} if "config" in self.metadata else {"mean": run.model_metadata["mean"]}
-        seen = self.metadata.get("config", self.metadata)
+        seen = self.metadata.get("config", self.metadata)  # a record, by now
         if run.model_config != self.config or any(seen.get(key) != value for key, value in same.items()):
             raise CommandError(f"{self.path} was trained on other images than these")
         run.model = copy.deepcopy(self.model).to(device).to(memory_format=run.layout)  # pyright: ignore[reportCallIssue]
@@ -62,14 +91,31 @@ class Known:
 
 def main(args: argparse.Namespace) -> None:
     """Do what the command line says. Raises CommandError and what `compress`, `data.load` and writing raise."""
-    from tqdm import tqdm
-
-    from .. import checkpoint, finetune, report
     from ..train import choose_device
 
+    if not args.out.name or args.out.suffix == ".png":
+        raise CommandError(f"--out {args.out} is no name for the file: give one that ends with .safetensors")
+    if not args.out.parent.is_dir():
+        raise CommandError(f"there is no folder {args.out.parent}")
     picture = args.out.with_suffix(".png")
     refuse(args.checkpoint, args.out, picture, args.force)
     device = choose_device(args.device)
+    try:
+        with held(lock_of(args.out), f"--out {args.out}"):
+            refuse(args.checkpoint, args.out, picture, args.force)  # another process may have written it since
+            made, shown = results(args, picture, device)
+            replace(made)
+    except Busy as error:
+        raise CommandError(str(error)) from error
+    print(shown)
+
+
+def results(args: argparse.Namespace, picture: Path, device: torch.device) -> tuple[dict[Path, bytes], str]:
+    """The files to write, and the text to print."""
+    from tqdm import tqdm
+
+    from .. import finetune, report
+
     found, tensors = opened(args.checkpoint)
     run = found.run(args.data_dir, device) if found else None
 
@@ -83,8 +129,7 @@ def main(args: argparse.Namespace) -> None:
     about = {key: value for key, value in found.metadata.items() if key in _ABOUT} if found else {}
     if run is not None:
         about = run.model_metadata
-    save(small, args.out, about)
-    print(f"{shrinkage}\n")
+    made = {args.out: content(small, about)}
     rows = {"bytes of weights": f"{shrinkage.bytes_before:,}, now {shrinkage.bytes_after:,}", "written": f"{args.out}"}
     if run is not None:
         dense, curve = run.evaluate()[1], finetune.sizes(run, bar, args.codebooks)
@@ -92,13 +137,12 @@ def main(args: argparse.Namespace) -> None:
         chosen = report.Size(shrinkage.bytes_after, run.evaluate()[1])
         curves = {"the same bits in all layers": curve, "this model": {_label(shrinkage): chosen}}
         title = f"{args.checkpoint.name}, {found.data}" if found else ""
-        drawn = report.draw_sizes(curves, report.Size(shrinkage.bytes_before, dense), title)
-        checkpoint.write_atomically(picture, drawn)
+        made[picture] = report.draw_sizes(curves, report.Size(shrinkage.bytes_before, dense), title)
         rows = {"held-out accuracy": f"{dense:.2%}, now {chosen.accuracy:.2%}"} | rows
         rows["written"] += f" and {picture}"
     elif found:
         rows["no picture"] = f"the images of {found.data} are needed for accuracies: give --data-dir"
-    print(report.table(rows))
+    return made, f"{shrinkage}\n\n{report.table(rows)}"
 
 
 _ABOUT = ("data", "in_channels", "image_size", "num_classes", "mean", "std")
@@ -111,54 +155,36 @@ def _label(shrinkage: Report) -> str:
 
 def refuse(source: Path, out: Path, picture: Path, force: bool) -> None:
     """Raise CommandError where writing would lose something."""
-    if out.suffix == ".png":
-        raise CommandError(f"--out {out} is the name of a picture: give one that ends with .safetensors")
-    if not out.parent.is_dir():
-        raise CommandError(f"there is no folder {out.parent}")
     for path in (out, picture):
         if path.exists() and source.exists() and path.samefile(source):
             raise CommandError(f"--out {out} would overwrite {source}")
-        if path.is_dir():
-            raise CommandError(f"{path} is a folder")
-        if path.exists() and not force:
+        if path.exists() and not path.is_file():
+            raise CommandError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}")
+        if os.path.lexists(path) and not force:
             raise CommandError(f"there is {path} already: choose another --out, or --force it")
 
 
 def opened(path: Path) -> tuple[Known | None, dict[str, Tensor]]:
     """The model of `tritonshare train`, if the file has one, and the tensors. Raises CommandError, CheckpointError."""
-    from safetensors import SafetensorError, safe_open
-
     from .. import checkpoint
 
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = _metadata(file.metadata(), checkpoint.METADATA_KEY)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no dict)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise CommandError(f"{path} is not a whole safetensors file") from error
-    if metadata.get("format") == FORMAT:
-        raise CommandError(f"{path} has shared weights already")
-    config = "config" in metadata
-    if config:  # with a checksum
-        tensors, metadata = checkpoint.read(path)
-        tensors = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
-    try:
-        known = config or {"in_channels", "image_size", "num_classes", "data"} <= metadata.keys()
+        with checkpoint.opened(path) as file:
+            metadata = file.metadata
+            if metadata.get("format") == MODEL.name:
+                raise CommandError(f"{path} has shared weights already")
+            tensors = {} if "config" in metadata else file.tensors()
+        if "config" in metadata:  # with a checksum
+            tensors, metadata = checkpoint.read(path)
+            tensors = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+        known = "config" in metadata or {"in_channels", "image_size", "num_classes", "data"} <= metadata.keys()
         return Known(path, tensors, metadata) if known else None, tensors
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except FileNotFoundError as error:
+        raise CommandError(f"there is no file {path}") from error
+    except FileError as error:
+        raise CommandError(f"{path} {error}") from error
+    except RuntimeError as error:  # tensors of other shapes
         raise CommandError(f"{path} does not hold the model that it says it does") from error
-
-
-def _metadata(entries: dict[str, str] | None, key: str) -> dict[str, Any]:
-    try:
-        found = json.loads((entries or {})[key])
-    except (KeyError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def skeleton(tensors: dict[str, Tensor]) -> nn.Module:
@@ -169,6 +195,8 @@ def skeleton(tensors: dict[str, Tensor]) -> nn.Module:
     owned: dict[str, dict[str, Tensor]] = {"": {}}
     for key, tensor in tensors.items():
         *path, last = key.split(".")
+        if not (all(path) and last and len(path) < DEEPEST):
+            raise CommandError(f"the file has a tensor that no layer can hold, by its name {key!r:.80}")
         for depth in range(1, len(path) + 1):
             owned.setdefault(".".join(path[:depth]), {})
         owned[".".join(path)][last] = tensor
@@ -183,7 +211,7 @@ def skeleton(tensors: dict[str, Tensor]) -> nn.Module:
         if name:
             parent, _, last = name.rpartition(".")
             if last in owned[parent]:
-                raise CommandError(f"the file has both a tensor {name} and tensors inside of {name}")
+                raise CommandError(f"the file has both a tensor {name:.80} and tensors inside of {name:.80}")
             modules[parent]._modules[last] = made
     return modules[""]
 

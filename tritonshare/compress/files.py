@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..check import ArgumentError, ArgumentTypeError
+from ..files import Form
+from ..files import replace as replace_files
 from ..nn import SharedConv2d, SharedLinear
 from .filters import RULES, Ties, ties_of
-from .layers import DENSE, SHARED, modules_by_name, replace
+from .layers import DENSE, SHARED, in_no_memory, label, modules_by_name, replace
 
-FORMAT, VERSION = "tritonshare.compress", 1
-KIND = "model of tritonshare.compress"
+MODEL = Form("model of tritonshare.compress", "tritonshare.compress", 1)
+SMALL = 64 * 2**20  # bytes: a file of another model gets so far that the refusal can say what differs
 TIES = "parametrizations.weight."
 Tensors = dict[str, Tensor]
 
@@ -32,9 +34,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], about: Mapping[str, Any
         model: with shared layers or tied filters, or without.
         about: JSON-able, kept beside the tensors under "about".
 
-    Raises: ArgumentError for a state that is no tensor; OSError.
+    Raises: ArgumentError for a state that a file cannot hold; OSError.
     """
-    from ..checkpoint import write
+    replace_files({Path(path): content(model, about)})
+
+
+def content(model: nn.Module, about: Mapping[str, Any] | None = None) -> bytes:
+    """The file that `save` writes. Raises ArgumentError, ArgumentTypeError."""
+    from .. import checkpoint
 
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"save: model must be a torch.nn.Module, but is {type(model).__name__}")
@@ -48,8 +55,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], about: Mapping[str, Any
             tensors[key] = tensor
         else:
             same[key] = first[place]
-    metadata = {"format": FORMAT, "version": VERSION, "layers": layers, "same": same, "about": dict(about or {})}
-    write(Path(path), tensors, metadata)
+    metadata = {"layers": layers, "same": same, "about": dict(about or {})}
+    try:
+        return checkpoint.content(tensors, metadata, MODEL)
+    except ValueError as error:
+        raise ArgumentError(f"save: {error}") from error
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -61,33 +71,21 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or does not fit. `model` is as it was then.
+        ArgumentError: the model has a state that no file holds.
     """
-    from ..checkpoint import CheckpointError
+    from ..checkpoint import CheckpointError, read
 
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"load: model must be a torch.nn.Module, but is {type(model).__name__}")
     path = Path(path)
-    tensors, metadata = read(path)
+    size = sum(tensor.nbytes for tensor in _state("load", model).values())
+    tensors, metadata = read(path, MODEL, most=4 * size + SMALL)
     try:
         return _put(model, tensors, metadata)
     except (_Misfit, ArgumentError, ArgumentTypeError) as error:
         raise CheckpointError(f"{path} does not fit this model: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is a {KIND} whose description of its layers is wrong") from error
-
-
-def read(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors and description of a file that `save` wrote. Raises CheckpointError."""
-    from .. import checkpoint
-
-    tensors, metadata = checkpoint.read(path, KIND)
-    if metadata.get("format") != FORMAT:
-        raise checkpoint.CheckpointError(f"{path} is not a {KIND}")
-    if metadata.get("version") != VERSION:
-        raise checkpoint.CheckpointError(
-            f"{path} has version {metadata.get('version')} of its format, but this tritonshare reads version {VERSION}"
-        )
-    return tensors, metadata
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is a {MODEL.kind} whose description of its layers is wrong") from error
 
 
 class _Misfit(ValueError):
@@ -98,8 +96,11 @@ def _state(op: str, model: nn.Module) -> Tensors:
     latent = {f"{name}.latent".lstrip(".") for name in modules_by_name(model, lambda m: isinstance(m, SHARED))}
     state = {key: value for key, value in model.state_dict().items() if key not in latent}
     for key, value in state.items():
+        told = f"{op}: model has the state {key:.80}, which"
         if not isinstance(value, Tensor):
-            raise ArgumentError(f"{op}: model has the state {key}, which is {type(value).__name__} and no tensor")
+            raise ArgumentError(f"{told} is {type(value).__name__} and no tensor")
+        if fault := in_no_memory(value):
+            raise ArgumentError(f"{told} is {fault}")
     return state
 
 
@@ -123,7 +124,7 @@ def _put(model: nn.Module, tensors: Tensors, metadata: dict[str, Any]) -> nn.Mod
     tied: dict[nn.Module, Ties] = {}
     missing = [name for name in metadata["layers"] if name not in modules]
     if missing:
-        raise _Misfit(f"it has no layer {missing[0]}")
+        raise _Misfit(f"it has no layer {missing[0]:.80}")
     for name in [name for name in modules if name in metadata["layers"]]:
         old, layer = modules[name], metadata["layers"][name]
         if layer["kind"] == Ties.__name__:
@@ -133,7 +134,7 @@ def _put(model: nn.Module, tensors: Tensors, metadata: dict[str, Any]) -> nn.Mod
     for name, module in modules_by_name(model, _described).items():
         if name not in metadata["layers"]:
             raise _Misfit(
-                f"layer {name or '(model)'} is plain in the file and {_described(module)['kind']} in the model"
+                f"layer {label(name)} is plain in the file and {_described(module)['kind']} in the model"
             )
 
     expected: Tensors = {}
@@ -153,6 +154,9 @@ def _put(model: nn.Module, tensors: Tensors, metadata: dict[str, Any]) -> nn.Mod
             )
             expected |= {original: values[original].to(weight), index: values[index]}
     _compare(expected, values)
+    for key, value in _state("load", model).items():
+        if any(stride == 0 < size - 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+            raise _Misfit(f"the elements of its {key:.80} have memory in common")
 
     for old, shared in new.items():
         shared.train(old.training)
@@ -171,7 +175,7 @@ def _put(model: nn.Module, tensors: Tensors, metadata: dict[str, Any]) -> nn.Mod
 
 def _share(name: str, old: nn.Module, layer: dict[str, Any], values: Tensors, new: dict[nn.Module, nn.Module]) -> None:
     """A new shared layer for a plain one; or the decoded weight in `values`, for one that cannot be shared."""
-    told, shape = name or "(model)", tuple(layer["shape"])
+    told, shape = label(name), tuple(layer["shape"])
     if isinstance(old, SHARED):
         if _described(old) != layer:
             raise _Misfit(f"layer {told} is {_told(_described(old))} in the model and {_told(layer)} in the file")
@@ -209,7 +213,7 @@ def _empty(module: nn.Module, kind: Any, layer: dict[str, Any]) -> Any:
 
 
 def _tie(name: str, old: nn.Module, layer: dict[str, Any], values: Tensors, tied: dict[nn.Module, Ties]) -> None:
-    told = name or "(model)"
+    told = label(name)
     if ties_of(old) is not None:
         if _described(old) != layer:
             raise _Misfit(f"layer {told} has other ties than in the file")
@@ -235,12 +239,12 @@ def _told(layer: dict[str, Any]) -> str:
 def _compare(expected: Tensors, values: Tensors) -> None:
     for keys, where in ((expected.keys() - values.keys(), "the file"), (values.keys() - expected.keys(), "the model")):
         if keys:
-            raise _Misfit(f"{where} has no {min(keys)}" + (f" and {len(keys) - 1} others" if len(keys) > 1 else ""))
+            raise _Misfit(f"{where} has no {min(keys):.80}" + (f" and {len(keys) - 1} others" if len(keys) > 1 else ""))
     for key, value in expected.items():
         if value.shape != values[key].shape:
-            raise _Misfit(f"{key} is of shape {list(value.shape)}, and of {list(values[key].shape)} in the file")
+            raise _Misfit(f"{key:.80} is of shape {list(value.shape)}, and of {list(values[key].shape)} in the file")
         if value.dtype != values[key].dtype:
-            raise _Misfit(f"{key} is {value.dtype}, and {values[key].dtype} in the file")
+            raise _Misfit(f"{key:.80} is {value.dtype}, and {values[key].dtype} in the file")
 
 
 def _join(model: nn.Module, same: dict[str, str]) -> None:

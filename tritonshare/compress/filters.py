@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection
 from dataclasses import replace
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrize
 from ..check import ArgumentError, ArgumentTypeError
 from ..functional import segment_sum, similarity_weight
 from .errors import Error
-from .layers import Group, finite, groups_of, layer_bytes, matching, named_layers
+from .layers import Group, copied, finite, groups_of, layer_bytes, matching, named_layers
 from .report import Layer, Report, smaller
 
 KINDS = ("cosine", "euclidean")
@@ -106,7 +105,7 @@ def similar_filters(
             layer has filters.
     """
     _check(model, threshold, kind, tie)
-    new = model if tie is None else copy.deepcopy(model)
+    new = model if tie is None else copied("similar_filters", model)
     groups, kept = groups_of(new)
     finite("similar_filters", groups)
     skipped = matching("similar_filters", "skip", [name for group in groups for name in group.names], skip)

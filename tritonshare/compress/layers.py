@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,10 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from ..check import ArgumentError
+from ..files import sentence
 from ..nn import ConvActPool2d, SharedConv2d, SharedLinear
 
 DENSE = (nn.Linear, nn.Conv2d, ConvActPool2d)  # exactly these: a subclass may use its weight in a way of its own
 SHARED = (SharedLinear, SharedConv2d)
+
+
+SHARED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def label(name: str) -> str:
+    """A layer's name in a sentence or a table: short, and what any terminal can show."""
+    return sentence(name, 80) or "(model)"
 
 
 @dataclass(eq=False)
@@ -30,7 +40,38 @@ class Group:
 
     @property
     def label(self) -> str:
-        return self.name or "(model)"
+        return label(self.name)
+
+
+def copied(op: str, model: nn.Module) -> nn.Module:
+    """A deep copy. Weights that hooks make anew in each forward (of pruning, of the old weight_norm and spectral_norm)
+    are copied as they are now. Raises ArgumentError."""
+    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items(), *module.__dict__.items()):
+            if isinstance(tensor, Tensor) and nn.parameter.is_lazy(tensor):
+                where = f"{name}.{key}".lstrip(".")
+                raise ArgumentError(f"{op}: model has {label(where)}, which is not initialized: call the model once")
+            if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # a module's own code can raise anything
+        raise ArgumentError(f"{op}: model cannot be copied: {sentence(str(error), 200)}") from error
+
+
+def modes_of(model: nn.Module) -> dict[nn.Module, Any]:
+    """The mode of every module, for `set_modes`; None where a module called `training` hides it."""
+    return {module: module.__dict__.get("training") for module in model.modules()}
+
+
+def set_modes(modes: Mapping[nn.Module, Any]) -> None:
+    """Not by `train()` nor by assignment: those would hit a module called `training`."""
+    for module, mode in modes.items():
+        if mode is None:
+            module.__dict__.pop("training", None)
+        else:
+            module.__dict__["training"] = mode
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -82,7 +123,7 @@ def groups_of(model: nn.Module) -> tuple[list[Group], dict[str, str]]:
             odd = [
                 other for other in others if other[2] != "weight" or _unfit(other[1]) or not _alike(module, other[1])
             ]
-            why = f"its weight is also {odd[0][0]}.{odd[0][2]}" if odd else ""
+            why = f"its weight is also {label(odd[0][0])}.{odd[0][2]}" if odd else ""
             if not why:
                 group = groups.setdefault(id(weight), Group([], []))
                 group.names.append(name)
@@ -99,6 +140,8 @@ def _alike(module: nn.Module, other: nn.Module) -> bool:
 def _unfit(module: nn.Module) -> str:
     """Why a layer with tensors of its own cannot be shared, or ''."""
     kind = type(module).__name__
+    if module._parameters.get("weight") is None and isinstance(module.__dict__.get("weight"), Tensor):
+        return "its weight is made by a hook, as of pruning or the old weight_norm"
     if isinstance(module, SHARED):
         return f"shared already, with {module.bits} bits"
     if nn.utils.parametrize.is_parametrized(module):
@@ -112,7 +155,19 @@ def _unfit(module: nn.Module) -> str:
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks"
     weight: Any = module.weight
-    return "" if weight.is_floating_point() else f"its weight is {weight.dtype}"
+    fault = in_no_memory(weight) or ("" if weight.dtype in SHARED_DTYPES else str(weight.dtype).removeprefix("torch."))
+    return f"its weight is {fault}" if fault else ""
+
+
+def in_no_memory(tensor: Tensor) -> str:
+    """Why a tensor's values do not simply lie in memory, or ''."""
+    if nn.parameter.is_lazy(tensor):
+        return "not initialized"
+    if tensor.is_meta:
+        return "on the meta device"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return "sparse or nested"
+    return "quantized" if tensor.is_quantized else ""
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -131,7 +186,8 @@ def matching(op: str, argument: str, names: Iterable[str], patterns: Any) -> dic
     for pattern in patterns:
         hits = [name for name in names if name == pattern] or [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
-            raise ArgumentError(f"{op}: {argument} names {pattern!r}, but no layer that could be shared is called that")
+            named = f"{argument} names {pattern!r:.80}"
+            raise ArgumentError(f"{op}: {named}, but no layer that could be shared is called that")
         found |= {name: pattern for name in hits if name not in found}
     return found
 

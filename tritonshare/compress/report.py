@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..files import sentence
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -76,7 +78,7 @@ def smaller(before: int, after: int) -> str:
 
 def _row(layer: Layer) -> tuple[str, ...]:
     return (
-        layer.name or "(model)",
+        sentence(layer.name, 60) or "(model)",
         layer.kind,
         "" if layer.shape is None else "x".join(map(str, layer.shape)),
         "" if layer.bits is None else str(layer.bits),

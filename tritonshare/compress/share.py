@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -12,7 +11,19 @@ from ..check import ArgumentError, ArgumentTypeError
 from . import errors
 from .bits import Candidate, Choice, Wanted, check_choice, for_bytes, for_error, for_sample_error, weight_bytes
 from .filters import ties_of, untie
-from .layers import SHARED, Group, finite, groups_of, layer_bytes, named_layers, replace
+from .layers import (
+    SHARED,
+    Group,
+    copied,
+    finite,
+    groups_of,
+    label,
+    layer_bytes,
+    modes_of,
+    named_layers,
+    replace,
+    set_modes,
+)
 from .report import Layer, Report, smaller
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -64,7 +75,7 @@ def compress(
     _check_model("compress", model)
     check_choice(bits, target_bytes, max_error)
     limited = target_bytes is not None or max_error is not None
-    new = copy.deepcopy(model)
+    new = copied("compress", model)
     groups, kept = groups_of(new)
     finite("compress", groups)
     wanted = Wanted(groups, bits, codebooks, skip, limited, iterations, reassign_every)
@@ -74,13 +85,15 @@ def compress(
         kept |= dict.fromkeys(group.names, why) if why else {}
         candidates |= {group: found} if found else {}
     if not candidates:
-        reasons = "; ".join(f"{name or '(model)'}: {why}" for name, why in list(kept.items())[:3])
+        reasons = "; ".join(f"{label(name)}: {why}" for name, why in list(kept.items())[:3])
         raise ArgumentError(f"compress: model has no layer to share ({reasons or 'it has no weights'})")
 
     before, layers = layer_bytes(new), named_layers(new)
-    modes = {module: module.training for module in new.modules()}
+    modes = modes_of(new)
     choice, rule = {group: found[-1] for group, found in candidates.items()}, ""
-    trial = None if sample is None else _Trial(new.eval(), sample)
+    if sample is not None:
+        set_modes(dict.fromkeys(modes, False))
+    trial = None if sample is None else _Trial(new, sample)
     if trial and limited:
         for group, candidate in progress([(group, one) for group, found in candidates.items() for one in found]):
             candidate.cost = trial.error({group: candidate}).squared
@@ -97,8 +110,7 @@ def compress(
     of_outputs = trial.of_layers(placed) if trial else {}
     output_error = trial.error(choice).relative if trial else None
     new = replace(new, placed)
-    for old, mode in modes.items():
-        placed.get(old, old).training = mode
+    set_modes({placed.get(old, old): mode for old, mode in modes.items()})
     after = layer_bytes(new)
     chosen = {name: candidate for group, candidate in choice.items() for name in group.names}
     rows = [
@@ -128,7 +140,7 @@ def decompress(model: nn.Module) -> nn.Module:
     Raises: ArgumentError where there is nothing to decompress, ArgumentTypeError for a model that is no module.
     """
     _check_model("decompress", model)
-    model = copy.deepcopy(model)
+    model = copied("decompress", model)
     new: dict[nn.Module, nn.Module] = {}
     weights: dict[tuple[int, int], nn.Parameter] = {}
     for module in model.modules():

@@ -1,0 +1,313 @@
+"""The one place that opens files: read with suspicion, replaced whole, locked; and sentences about them.
+
+A reader says how large its file may be, and gets bytes of a regular file that is no larger, or a FileError: nothing is
+waited for and nothing larger is read. A writer puts all of its files beside their places before the first one moves.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks there
+    fcntl = None
+
+LONGEST = 600  # characters of a sentence
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems that have none
+
+
+class FileError(ValueError):
+    """A file is not what it should be: the rest of a sentence that begins with its name."""
+
+
+class Busy(ValueError):
+    """Another process has the lock: one sentence."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A format of files. Those with a larger number than `version` are not read.
+
+    unmarked: what metadata from before there was a number have.
+    """
+
+    kind: str
+    name: str
+    version: int
+    unmarked: str = ""
+
+
+def sentence(text: str, most: int = LONGEST) -> str:
+    """`text` as one line that any terminal can show: control characters and the like escaped, and the middle left out
+    where it is longer than `most` characters."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-(most // 3 - 5) :]}"
+
+
+# Reading.
+
+
+@contextmanager
+def opened(path: Path, most: int, *, private: bool = False) -> Iterator[tuple[BinaryIO, int]]:
+    """The regular file at `path`, open for reading, and its size, which is at most `most` bytes.
+
+    private: it must be the current user's own, no link, and nobody else's to write.
+
+    Raises: FileNotFoundError; FileError for all else that is wrong with it.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe must not be waited for
+    try:
+        if private:
+            if path.is_symlink():
+                raise FileError("is a symbolic link")
+            flags |= getattr(os, "O_NOFOLLOW", 0)  # nor may it have become a link since
+        _check_regular(os.stat(path))  # before it is opened: a device may act on that
+        with open(os.open(path, flags), "rb") as file:
+            facts = os.fstat(file.fileno())
+            _check_regular(facts)
+            if private and hasattr(os, "getuid"):
+                if facts.st_uid != os.getuid():
+                    raise FileError("belongs to another user")
+                if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                    raise FileError("can be written by other users")
+            if facts.st_size > most:
+                raise FileError(f"is larger than {most:,} bytes")
+            yield file, facts.st_size
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError(f"cannot be read ({error.strerror or error})") from error
+
+
+def _check_regular(facts: os.stat_result) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise FileError("is a folder" if stat.S_ISDIR(facts.st_mode) else "is not a regular file")
+
+
+def read(path: Path, most: int, *, private: bool = False) -> bytes:
+    """All of a file, as `opened` opens it."""
+    with opened(path, most, private=private) as (file, size):
+        content = file.read(size + 1)
+    if len(content) > size:
+        raise FileError("grows while it is read")
+    return content
+
+
+def read_json(path: Path, most: int, *, private: bool = False) -> Any:
+    """The JSON value in a file, as `opened` opens it."""
+    return parse(read(path, most, private=private))
+
+
+def parse(content: str | bytes) -> Any:
+    """The value of a JSON text, in which no object has a name twice. Raises FileError."""
+    try:
+        return json.loads(content, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"is not JSON ({sentence(str(error), 120)})") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FileError(f"is JSON with two values of {twice!r:.80}")
+    return found
+
+
+# Writing.
+
+
+def replace(contents: Mapping[Path, bytes], *, mode: int | None = None, follow: bool = True) -> None:
+    """Put each content at its path: whatever fails, or whoever looks, a path has the old file or the new one, whole.
+
+    All contents reach the disk before the first file is replaced: a full disk leaves every path as it was. Permissions
+    of a file that is replaced are kept, and a path that is a link stays one: the file that it leads to is replaced.
+
+    mode: permissions, whatever they were. follow: False: a link is replaced itself.
+
+    Raises: OSError, which names the path.
+    """
+    with ExitStack() as stack:
+        staged = [stack.enter_context(_staged(path, content, mode, follow)) for path, content in contents.items()]
+        for path, temporary, target in staged:
+            with naming(path):
+                os.replace(temporary, target)
+        for folder in {target.parent for _, _, target in staged}:
+            _sync(folder)
+
+
+@contextmanager
+def naming(what: object) -> Iterator[None]:
+    """An OSError within the block names this, not what was written in its stead or nothing at all."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(what)) from error
+
+
+@contextmanager
+def _staged(path: Path, content: bytes, mode: int | None, follow: bool) -> Iterator[tuple[Path, str, Path]]:
+    """`content` in a temporary file beside the target that `path` stands for: the path, that file, the target.
+
+    The temporary file has a name of its own, and is locked: `_sweep` takes away those whose writer was killed.
+    """
+    with naming(path):
+        target, facts = _target(path, follow)
+        _sweep(target)
+        temporary, file = _temporary(target)
+    try:
+        with file:
+            with naming(path):
+                if mode is None and facts is not None:
+                    mode = stat.S_IMODE(facts.st_mode)
+                    with suppress(OSError, AttributeError):  # only root can give a file away
+                        os.fchown(file.fileno(), facts.st_uid, facts.st_gid)
+                if mode is not None:
+                    os.chmod(temporary, mode)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if fcntl is None:
+                file.close()  # Windows replaces no open file
+            yield path, temporary, target
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def _target(path: Path, follow: bool) -> tuple[Path, os.stat_result | None]:
+    """The file to replace, and its facts if it is there. Raises OSError where there is something else."""
+    target = Path(os.path.realpath(path)) if follow else Path(path)
+    try:
+        facts = os.lstat(target)
+    except FileNotFoundError:
+        return target, None
+    if stat.S_ISLNK(facts.st_mode):
+        if follow:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return target, None
+    if not stat.S_ISREG(facts.st_mode):
+        folder = stat.S_ISDIR(facts.st_mode)
+        raise OSError(errno.EISDIR if folder else errno.EINVAL, "is a folder" if folder else "is not a regular file")
+    return target, facts
+
+
+def _stem(target: Path) -> str:
+    """How names of temporary files for `target` begin: short enough for a file system."""
+    return f".{os.fsdecode(os.fsencode(target.name)[:200])}."
+
+
+def _temporary(target: Path) -> tuple[str, BinaryIO]:
+    """A new file beside `target`, locked and open for writing; no link or pipe of its name is followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    while True:
+        name = str(target.with_name(f"{_stem(target)}{secrets.token_hex(6)}.tmp"))
+        file = open(os.open(name, flags, 0o666), "wb")  # noqa: SIM115  (the caller closes it)
+        _lock(file.fileno(), wait=True)
+        if os.fstat(file.fileno()).st_nlink:  # not swept up before it was locked
+            return name, file
+        file.close()
+
+
+def _sweep(target: Path) -> None:
+    """Take away temporary files for `target` that no process holds any more."""
+    ours = re.compile(re.escape(_stem(target)) + r"[0-9a-f]{12}\.tmp")
+    for name in os.listdir(target.parent) if fcntl else ():
+        if ours.fullmatch(name):
+            with suppress(OSError):
+                left = target.with_name(name)
+                handle = os.open(left, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(left)
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int, wait: bool) -> None:
+    """Lock an open file. Raises BlockingIOError where another process has it; file systems without locks do nothing."""
+    if fcntl:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+
+
+def _sync(folder: Path) -> None:
+    """The new names, too, reach the disk."""
+    if os.name == "posix":  # Windows cannot open a folder
+        with suppress(OSError):  # there are file systems that cannot do it
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+# Locks.
+
+
+@contextmanager
+def held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Within the block this process alone has the lock that is the file `path`, which is gone afterwards.
+
+    The lock ends with the process, however that ends: a file that is left behind locks nothing. It also shows that
+    files can be made in its folder. File systems without locks give none.
+
+    what: what is locked, for the message. wait: for another process to let go.
+
+    Raises: Busy; OSError where the file cannot be made, which names the folder.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    while True:
+        with naming(path.parent):
+            handle = os.open(path, flags, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "is not a regular file", str(path))
+            _lock(handle, wait)
+            if _same(handle, path):
+                break
+        except BlockingIOError as error:
+            os.close(handle)
+            raise Busy(f"{what} is in use by another process") from error
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the one who had it has removed it: take a new one
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+        os.close(handle)
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of a single file, for `held`."""
+    return path.with_name(f"{_stem(path)}lock")
+
+
+def _same(handle: int, path: Path) -> bool:
+    """Whether the open file is the one that `path` names."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
