@@ -38,6 +38,8 @@ DATA = {
     "tiny": [(torch.float32, family) for family in gate.FAMILIES]
     + [(torch.float16, "random"), (torch.bfloat16, "random")],
     "edge": [(torch.float32, "nonfinite"), (torch.bfloat16, "random")],
+    "kinks": [(torch.float32, "integers")],
+    "infinities": [(torch.float32, "nonfinite")],
 }
 GATED = [
     pytest.param(*parameters.values, dtype, family, id=f"{parameters.id}-{str(dtype).removeprefix('torch.')}-{family}")

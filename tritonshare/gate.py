@@ -90,8 +90,7 @@ def make_tensors(
             tensors.append(None)
             continue
         if isinstance(shape, Whole):
-            whole = torch.randint(shape.below, shape.shape, generator=generator, dtype=shape.dtype)
-            tensors.append(whole.to(device))
+            tensors.append(shape.drawn(generator).to(device))
             continue
         if family == "integers":
             t = torch.randint(-2, 3, shape, generator=generator).double()

@@ -31,11 +31,18 @@ CACHED_PROBLEMS = 4096
 
 @dataclass(frozen=True)
 class Whole:
-    """A tensor of integers from 0 to `below` - 1, which has no gradient."""
+    """A tensor of integers from 0 to `below` - 1, which has no gradient. counts: how often each is in it, from 0."""
 
     shape: tuple[int, ...]
     below: int
     dtype: torch.dtype = torch.int64
+    counts: tuple[int, ...] | None = None
+
+    def drawn(self, generator: torch.Generator) -> torch.Tensor:
+        if self.counts is None:
+            return torch.randint(self.below, self.shape, generator=generator, dtype=self.dtype)
+        of_each = torch.repeat_interleave(torch.arange(len(self.counts), dtype=self.dtype), torch.tensor(self.counts))
+        return of_each[torch.randperm(len(of_each), generator=generator)].view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,9 @@ class Case:
     """A named geometry of an op: `tensors` are shapes of floating-point tensors, Whole ones of integers, or None for an
     absent optional one; `options` raw arguments.
 
-    tags: "tiny" and "edge" cases are tested in the interpreter, the first tiny one under torch's machinery, "laws"
-        ones for the op's laws too, the first "smooth" one (else the first tiny one) for gradients of gradients;
+    tags: "tiny" and "edge" cases are tested in the interpreter, "kinks" ones there on integers, which sit on each kink,
+        "infinities" ones on those; the first tiny one under torch's machinery, "laws" ones for the op's laws too, the
+        first "smooth" one (else the first tiny one) for gradients of gradients;
         "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and "bench" cases are timed,
         "both_layouts" ones contiguous too, and "data" ones without a gradient of the first tensor, as the first layer
         of a network has it; all tensors of "batched" ones have the batch as axis 0.

@@ -12,6 +12,16 @@ def case(name, tags, x, w, bias=True, **options) -> Case:
     return Case(name, tuple(tags.split()), (x, w, (w[0],) if bias else None), options)
 
 
+# every pooling with a kinked activation of each class, and a constant slope; windows have one element or two, so that
+# some of infinities hold nothing else
+AT_SIDES = {"pool_size": 2, "pool_stride": 2, "pool_padding": 1}
+KINKED = ("none", "relu", "leaky_relu", "hardswish")
+KINKS = {
+    "none": ("kinks", {"pool": None}),
+    "max": ("kinks infinities", AT_SIDES),
+    "avg": ("kinks", {"pool": "avg", **AT_SIDES}),
+    "avg_of_map": ("kinks", {"pool": "avg", "count_include_pad": False, **AT_SIDES}),
+}
 IMPALA_POOL = {"padding": 1, "pool_size": 3, "pool_stride": 2, "pool_padding": 1}
 CASES = (
     # tiny: the plain geometry, exact and ragged tiles, every pooling
@@ -60,6 +70,8 @@ CASES = (
     case("no_pool_leaky", "edge codegen", (2, 3, 6, 6), (4, 3, 3, 3), pool=None, activation="leaky_relu"),
     case("smooth", "smooth", (3, 3, 9, 7), (5, 3, 3, 3), activation="tanh"),
     *(case(f"act_{a}", "edge", (2, 3, 8, 8), (4, 3, 3, 3), activation=a) for a in ACTIVATIONS if a != "relu"),
+    *(case(f"kinks_{pool}_{a}", tags, (24, 1, 3, 2), (5, 1, 1, 1), activation=a, **options)
+      for pool, (tags, options) in KINKS.items() for a in KINKED),
     # layers of networks that people train
     case("article_conv1", "layer data", (128, 3, 32, 32), (32, 3, 5, 5), padding=2),
     case("article_conv2", "layer chips", (128, 32, 16, 16), (64, 32, 5, 5), padding=2),

@@ -6,6 +6,7 @@ import random
 
 from ...op import Case
 from ..similarity_weight.reference import KINDS
+from .problem import LENGTH
 
 
 def case(name, tags, x, features, kind="euclidean", k=1, **options) -> Case:
@@ -25,6 +26,8 @@ CASES = (
     case("one_row", "edge", (1, 3), (1, 3), "sqeuclidean"),
     case("empty", "edge", (0, 3), (4, 3), "cosine"),
     case("long_segment", "edge", (300, 2), (1, 2), "projection"),
+    case("whole_pieces", "edge", (LENGTH, 2), (2, 2), "projection", k=2),
+    case("norm_of_eps", "kinks", (9, 1), (6, 1), "cosine", eps=2.0),
     case("wide_projection", "edge", (3, 300), (4, 300), "projection", k=2),
     # inputs and their feature maps; a search among many
     case("few_features", "layer", (8192, 64), (64, 64), "sqeuclidean"),

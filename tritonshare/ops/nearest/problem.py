@@ -21,7 +21,8 @@ SIZES = {
     "backward_features": ("BLOCK_D", "BLOCK_M", "LENGTH"),
 }
 BLOCKS = (16, 32, 64, 128, 256)
-LENGTHS = (256, 512, 1024)
+LENGTH = 256  # pairs of a piece
+LENGTHS = (LENGTH, 512, 1024)
 TILE = 64 * 128  # elements of a tile of pairs, which stands in registers beside its keys
 GRADIENTS = 16 * 256  # elements of a tile of gradients
 MERGED = 4096  # best ones of a row, of all splits, among which the best are found
@@ -52,7 +53,7 @@ class Ladder:
         return {
             "forward": Plan.of(num_stages=max(1, stages), **blocks),
             "backward_x": Plan.of(BLOCK_M=2048 // columns, BLOCK_C=columns),
-            "backward_features": Plan.of(BLOCK_M=16, BLOCK_D=columns, LENGTH=256),
+            "backward_features": Plan.of(BLOCK_M=16, BLOCK_D=columns, LENGTH=LENGTH),
         }
 
     def _stage_bytes(self, sizes: Mapping[str, int]) -> int:
@@ -65,7 +66,7 @@ class Ladder:
             return False
         if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
             return False
-        length = sizes.pop("LENGTH", 256)
+        length = sizes.pop("LENGTH", LENGTH)
         if length not in LENGTHS or any(size not in BLOCKS for size in sizes.values()):
             return False
         if pass_ != "forward":

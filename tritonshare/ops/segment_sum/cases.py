@@ -7,13 +7,16 @@ import random
 import torch
 
 from ...op import Case, Whole
+from .problem import LENGTH
 
 
-def case(name: str, tags: str, rows: int, columns: int, count: int) -> Case:
-    ids = Whole((rows,), count, torch.int64)
+def case(name: str, tags: str, rows: int, columns: int, count: int, sizes: tuple[int, ...] | None = None) -> Case:
+    """`sizes`: of the segments."""
+    ids = Whole((rows,), count, torch.int64, sizes)
     return Case(name, tuple(tags.split()), ((rows, columns), ids), {"count": count})
 
 
+PIECES = (LENGTH, LENGTH + 1, 2 * LENGTH, 0, LENGTH - 1, 1)  # rows of segments that are as long as a piece, or nearly
 CASES = (
     case("ragged", "tiny laws", 37, 5, 4),
     case("exact", "tiny laws", 64, 16, 3),
@@ -22,6 +25,7 @@ CASES = (
     case("empty_segments", "edge laws", 3, 4, 40),
     case("one_long_segment", "edge laws", 600, 3, 1),
     case("long_and_short", "edge", 1000, 2, 3),
+    case("whole_pieces", "edge", sum(PIECES), 2, len(PIECES), PIECES),
     case("many_columns", "edge", 20, 300, 2),
     # sums of a k-means step, of a layer's tokens by cluster, and of a gradient by the centroids that weights share
     case("kmeans_images", "layer chips", 60_000, 784, 256),

@@ -18,7 +18,8 @@ SIZES = {"forward": ("BLOCK_D", "BLOCK_M", "LENGTH"), "backward_input": ("BLOCK_
 ROWS = (16, 32, 64)  # what the kernels halve at most six times
 COLUMNS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TILE = 64 * 128  # elements, 64 registers a thread at four warps
-LENGTHS = (256, 512, 1024)
+LENGTH = 256  # rows of a piece
+LENGTHS = (LENGTH, 512, 1024)
 
 
 class Ladder:
@@ -31,7 +32,8 @@ class Ladder:
     def plans(self) -> dict[str, Plan]:
         d = min(1 << (self.columns - 1).bit_length(), 128)
         m = min(max(2048 // d, 16), 64)
-        return {"forward": Plan.of(BLOCK_M=m, BLOCK_D=d, LENGTH=256), "backward_input": Plan.of(BLOCK_M=64, BLOCK_D=d)}
+        forward = Plan.of(BLOCK_M=m, BLOCK_D=d, LENGTH=LENGTH)
+        return {"forward": forward, "backward_input": Plan.of(BLOCK_M=64, BLOCK_D=d)}
 
     def fits(self, pass_: str, plan: Plan) -> bool:
         sizes = dict(plan.blocks)
@@ -39,7 +41,9 @@ class Ladder:
             return False
         if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
             return False
-        if sizes["BLOCK_M"] not in ROWS or sizes["BLOCK_D"] not in COLUMNS or sizes.get("LENGTH", 256) not in LENGTHS:
+        if sizes["BLOCK_M"] not in ROWS or sizes["BLOCK_D"] not in COLUMNS:
+            return False
+        if sizes.get("LENGTH", LENGTH) not in LENGTHS:
             return False
         return sizes["BLOCK_M"] * sizes["BLOCK_D"] <= TILE * plan.num_warps // 4
 

@@ -26,6 +26,7 @@ CASES = (
     case("batched_euclidean", "edge batched", (2, 20, 18), (2, 5, 18), "euclidean"),
     case("one_row", "edge", (1, 3), (1, 3), "cosine"),
     case("one_column", "edge", (6, 1), (5, 1), "euclidean"),
+    case("norm_of_eps", "kinks", (9, 1), (6, 1), "cosine", eps=2.0),
     case("no_rows_of_y", "edge", (4, 3), (0, 3)),
     case("empty", "edge", (0, 3), (4, 3), "cosine"),
     case("wide_projection", "edge", (5, 150), (4, 150)),
