@@ -1,4 +1,4 @@
-"""Packed indices, k-means, and the layers whose weights are shared."""
+"""Packed indices, and the layers whose weights are shared."""
 
 import copy
 
@@ -38,25 +38,6 @@ def test_nearest_is_the_first_of_the_nearest():
     rows[2, 0], rows[0, 0] = codebook[1, 6], codebook[0, 3]
     distances = (rows.view(3, 100, 1).double() - codebook.double().unsqueeze(1)).abs()
     assert torch.equal(packing.nearest_indices(rows, codebook), distances.argmin(-1).view(6, 50))
-
-
-@reference
-def test_kmeans_is_a_fixed_point_of_lloyds_iteration():
-    values = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0)).double()
-    centroids = packing.kmeans(values, 8, iterations=1000)
-    nearest = (values.unsqueeze(-1) - centroids.unsqueeze(1)).abs().argmin(-1)
-    for row in range(2):
-        means = torch.stack([values[row][nearest[row] == i].mean() for i in range(8)])
-        torch.testing.assert_close(centroids[row], means)
-    assert torch.equal(packing.kmeans(values.flip(1), 8, iterations=1000), centroids)
-
-
-@reference
-def test_kmeans_gives_every_centroid_a_value_where_there_are_enough():
-    values = torch.cat([torch.zeros(990), torch.arange(1.0, 6.0)]).unsqueeze(0)
-    assert packing.kmeans(values, 4).unique().numel() == 4
-    assert torch.equal(packing.kmeans(values, 8).unique(), values.unique().double())
-    assert torch.equal(packing.kmeans(torch.full((1, 20), 0.1), 4).unique(), torch.tensor([0.1]).double())
 
 
 def dense_layers():

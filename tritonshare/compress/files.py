@@ -204,12 +204,7 @@ def _share(name: str, old: nn.Module, layer: dict[str, Any], values: Tensors, ne
 
 def _empty(module: nn.Module, kind: Any, layer: dict[str, Any]) -> Any:
     """A shared layer of a plain one's geometry, device and dtype, its values still to come."""
-    weight: Any = module.weight
-    memory, module.weight = weight, nn.Parameter(torch.zeros_like(weight), requires_grad=weight.requires_grad)
-    try:  # of zeros: the weights that are there may be anything
-        return kind.from_dense(module, layer["bits"], layer["codebooks"], iterations=0)
-    finally:
-        module.weight = memory
+    return kind.like_dense(module, layer["bits"], layer["codebooks"])
 
 
 def _tie(name: str, old: nn.Module, layer: dict[str, Any], values: Tensors, tied: dict[nn.Module, Ties]) -> None:

@@ -45,8 +45,9 @@ def compress(
     """A copy of `model` whose `nn.Linear`, `nn.Conv2d` and `ConvActPool2d` layers share their weights, and a report.
 
     A shared layer keeps `2**bits` numbers a codebook and an index of `bits` bits a weight; the numbers are centroids of
-    its weights (k-means), and stay trainable. Layers that would not get smaller are kept, and the report says so.
-    Layers and weights that are used in several places stay one. Biases stay as they are.
+    its weights (the best ones: see `nn.SharedLinear.from_dense`), and stay trainable. Layers that would not get smaller
+    are kept, and the report says so. Layers and weights that are used in several places stay one. Biases stay as they
+    are.
 
     Args:
         model: any module; it is not changed.
@@ -63,7 +64,7 @@ def compress(
             of each layer's weights, and each layer takes the fewest bits. With one it is that of the model's outputs:
             from the most bits down, as for `target_bytes`, and a layer whose step would exceed it keeps its bits.
         skip: names of layers to keep (`*` and `?` match).
-        iterations: of k-means, at most (None: the layer's own default).
+        iterations: as of `nn.SharedLinear.from_dense`, which says where they count.
         reassign_every: n: the new layers train their indices, too, and re-assign them every n training steps, until
             `fix_()` is called (see `nn.SharedLinear`); the dense weights that this takes are in no count of bytes.
         progress: wraps the layers that are iterated over, such as `tqdm`.
@@ -175,7 +176,7 @@ def _placed(choice: Choice) -> dict[nn.Module, nn.Module]:
         for module in group.modules:
             made: Any = candidate.module
             if module is not group.modules[0]:
-                made = type(made).from_dense(module, made.bits, made.codebooks, iterations=0)
+                made = type(made).like_dense(module, made.bits, made.codebooks)
                 made.codebook, made.codes = candidate.module.codebook, candidate.module.codes
                 made.latent, made.reassign_every = candidate.module.latent, candidate.module.reassign_every
             made.bias = module.bias

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .. import packing
+from .. import codebook, packing
 from ..check import ArgumentError, ArgumentTypeError
 from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
 from ..kernels.geometry import code_bytes
@@ -100,14 +100,18 @@ class _Shared(torch.nn.Module):
         return self
 
     def _fill(self, module: torch.nn.Module, iterations: int):
-        """Codebooks by k-means of a dense module's weights, each row's nearest centroids, and its bias."""
+        """The best codebooks for a dense module's weights, each row's nearest centroids, and its bias."""
+        _check_finite(type(self).__name__, "weight", module.weight)
         with torch.no_grad():
             rows = packing.rows_of(module.weight)
-            centroids = packing.kmeans(rows.reshape(self.codebooks, -1), 2**self.bits, iterations)
-            self.codebook.copy_(centroids)
+            self.codebook.copy_(codebook.centroids(rows.reshape(self.codebooks, -1), 2**self.bits, iterations))
             self.assign_(module.weight)
             if module.bias is not None:
                 self.bias.copy_(module.bias)
+        return self
+
+    def _like(self, module: torch.nn.Module):
+        """What is trained, and whether: as in a dense module."""
         self.codebook.requires_grad_(module.weight.requires_grad)
         if module.bias is not None:
             self.bias.requires_grad_(module.bias.requires_grad)
@@ -199,19 +203,30 @@ class SharedLinear(_Shared):
     def from_dense(
         cls, module: torch.nn.Linear, bits: int = 4, codebooks: int = 1, iterations: int = 100, reassign_every: int = 0
     ) -> SharedLinear:
-        """The layer nearest to a dense one: codebooks by one-dimensional k-means of its weights, the same every time.
+        """The layer nearest to a dense one: each codebook is the best for its weights, the same every time.
+
+        That is, of the least squared error for up to 2,048 distinct weights (0 where there are no more than 2**bits);
+        for more, near it, after at most `iterations` steps of Lloyd's iteration: `tritonshare.codebook` says more. It
+        is computed on the CPU, and takes seconds for ten million weights. Zeros of pruned weights stay exactly 0,
+        unless this adds more than a thousandth to the squared error.
 
         Raises: ArgumentError for weights that are not finite, and what the constructor refuses. `module` stays.
         """
+        return cls.like_dense(module, bits, codebooks, reassign_every)._fill(module, iterations)
+
+    @classmethod
+    def like_dense(
+        cls, module: torch.nn.Linear, bits: int = 4, codebooks: int = 1, reassign_every: int = 0
+    ) -> SharedLinear:
+        """A new layer of a dense one's geometry, device, dtype and mode. Raises as the constructor."""
         if not isinstance(module, torch.nn.Linear):
             raise ArgumentTypeError(f"{cls.__name__}: module must be a torch.nn.Linear, but is {type(module).__name__}")
         w = module.weight
-        _check_sharing(cls.__name__, tuple(w.shape), bits, codebooks)
-        _check_finite(cls.__name__, "weight", w)
         settings = {"bits": bits, "codebooks": codebooks, "reassign_every": reassign_every}
-        bias = module.bias is not None
-        made = cls(module.in_features, module.out_features, bias, **settings, device=w.device, dtype=w.dtype)
-        return made._fill(module, iterations)
+        made = cls(
+            module.in_features, module.out_features, module.bias is not None, **settings, device=w.device, dtype=w.dtype
+        )
+        return made._like(module)
 
     def to_dense(self) -> torch.nn.Linear:
         """A torch.nn.Linear with the decoded weight."""
@@ -295,17 +310,21 @@ class SharedConv2d(_Shared):
         cls, module: torch.nn.Conv2d, bits: int = 4, codebooks: int = 1, iterations: int = 100, reassign_every: int = 0
     ) -> SharedConv2d:
         """The layer nearest to a Conv2d or a ConvActPool2d, as SharedLinear.from_dense."""
+        return cls.like_dense(module, bits, codebooks, reassign_every)._fill(module, iterations)
+
+    @classmethod
+    def like_dense(
+        cls, module: torch.nn.Conv2d, bits: int = 4, codebooks: int = 1, reassign_every: int = 0
+    ) -> SharedConv2d:
+        """A new layer of a dense one's geometry, device, dtype and mode. Raises as the constructor."""
         if not isinstance(module, torch.nn.Conv2d):
             raise ArgumentTypeError(f"{cls.__name__}: module must be a torch.nn.Conv2d, but is {type(module).__name__}")
         w = module.weight
-        _check_sharing(cls.__name__, tuple(w.shape), bits, codebooks)
-        _check_finite(cls.__name__, "weight", w)
         settings = {name: getattr(module, name) for name in _GEOMETRY}
         if isinstance(module, ConvActPool2d):
             settings |= {name: getattr(module, name) for name in _BLOCK}
         settings |= {"bits": bits, "codebooks": codebooks, "reassign_every": reassign_every}
-        made = cls(**settings, bias=module.bias is not None, device=w.device, dtype=w.dtype)
-        return made._fill(module, iterations)
+        return cls(**settings, bias=module.bias is not None, device=w.device, dtype=w.dtype)._like(module)
 
     def to_dense(self) -> torch.nn.Conv2d:
         """A torch.nn.Conv2d with the decoded weight, or a ConvActPool2d where there is an activation or pooling."""
