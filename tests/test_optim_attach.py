@@ -1,6 +1,9 @@
 """Stepping within the backward pass."""
 
 import copy
+import gc
+import pickle
+from weakref import ref
 
 import pytest
 import torch
@@ -102,13 +105,224 @@ def test_what_cannot_be_attached():
     network(torch.ones(3, 4)).sum().backward()
     refused(lambda: attach(network, optimizer), "earlier backward")
     optimizer.zero_grad()
+    with attach(network, optimizer):
+        refused(lambda: attach(network, optimizer), "already attached")
+        refused(lambda: attach(network, optim.SGD(weights, lr=0.1)), "another optimizer")
+    attach(network, optim.SGD(weights, lr=0.1))  # it is gone at once
     attach(network, optimizer)
-    refused(lambda: attach(network, optimizer), "already attached")
 
 
-def test_a_gradient_scaler_is_refused():
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_scaler_is_refused(fused):
+    network = model()
+    optimizer = optim.SGD(network.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with attach(network, optimizer):
+        scaler.scale(network(torch.ones(3, 4)).sum()).backward()
+        refused(lambda: scaler.step(optimizer), "GradScaler")
+    assert getattr(optimizer, "_step_supports_amp_scaling", False) is fused
+
+
+# What becomes of parameters, groups and gradients while attached: as in the same loop without.
+
+
+def thaw(network, optimizer):
+    network[0].bias.requires_grad_(True)
+
+
+def freeze_and_thaw(network, optimizer):
+    weight = network[0].weight
+    weight.requires_grad_(not weight.requires_grad)
+
+
+def add_a_group(network, optimizer):
+    network.append(torch.nn.Linear(2, 2))
+    with torch.no_grad():
+        for p in network[-1].parameters():
+            p.fill_(0.5)
+    optimizer.add_param_group({"params": network[-1].parameters(), "lr": 0.3})
+
+
+def lengthen_a_group(network, optimizer):
+    if network[0].weight not in optimizer.state:
+        return
+    network.append(torch.nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        network[-1].weight.fill_(0.5)
+    optimizer.param_groups[0]["params"].append(network[-1].weight)
+
+
+def move_between_groups(network, optimizer):
+    first, second = optimizer.param_groups
+    second["params"].insert(0, first["params"].pop())
+
+
+def drop(network, optimizer):
+    optimizer.param_groups[0]["params"].pop(0)
+
+
+def replace(network, optimizer):
+    new = torch.nn.Parameter(network[0].weight.detach() * 2)
+    network[0].weight = optimizer.param_groups[0]["params"][0] = new
+
+
+def other_memory(network, optimizer):
+    for p in network.parameters():
+        p.data = p.detach().clone()
+
+
+def other_options(network, optimizer):
+    optimizer.param_groups[0]["lr"] = 0.2
+
+
+def load(network, optimizer):
+    state = copy.deepcopy(optimizer.state_dict())
+    for name, t in state["state"].get(0, {}).items():
+        t.fill_(7.0 if name == "step" else 0.5)
+    optimizer.load_state_dict(state)
+
+
+def by_hand(network, optimizer):
+    optimizer.zero_grad()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def interrupted(network, optimizer):
+    """Before anything of the model is reached, so that nothing has been stepped."""
+
+    def fail(_):
+        raise ValueError("interrupted")
+
+    y = network(torch.ones(3, 4))
+    y.register_hook(fail)
+    with pytest.raises(ValueError, match="interrupted"):
+        y.sum().backward()
+    optimizer.zero_grad()
+
+
+CHANGES = [thaw, freeze_and_thaw, add_a_group, lengthen_a_group, move_between_groups, drop, replace, other_memory,
+           other_options, load, by_hand, interrupted]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("name", "options", "zero_first"), [(*RULES[0], True), (*RULES[1], False)])
+def test_changes_while_attached(name, options, zero_first, change):
+    results = []
+    for attached in (False, True):
+        network = model()
+        network[0].bias.requires_grad_(False)
+        weights = list(network.parameters())
+        optimizer = getattr(optim, name)([{"params": weights[:2]}, {"params": weights[2:], "lr": 0.02}], **options)
+        attachment = attach(network, optimizer) if attached else None
+        for i in range(4):
+            if i in (1, 2) and (i == 1 or change in (freeze_and_thaw, by_hand, interrupted)):
+                change(network, optimizer)
+            if zero_first:
+                optimizer.zero_grad()
+            network(torch.ones(3, 4) * (i + 1)).square().mean().backward()
+            if attached and i != 1:
+                assert all(p.grad is None for group in optimizer.param_groups for p in group["params"])
+            optimizer.step()
+            if not zero_first:
+                optimizer.zero_grad()
+        owned = [p for group in optimizer.param_groups for p in group["params"]]
+        states = [t for p in owned for t in optimizer.state[p].values()]
+        results.append([*(p.detach().clone() for p in [*weights, *owned]), *states])
+        if attached:
+            attachment.detach()
+    assert_same_bits(zip(*results, strict=True))
+
+
+def test_an_interrupted_backward_is_begun_anew():
+    """Also where some have been stepped; without zero_grad, they are still refused a second step."""
     network = model()
     optimizer = optim.SGD(network.parameters(), lr=0.1)
     attach(network, optimizer)
-    optimizer.grad_scale = torch.tensor(2.0)
-    refused(optimizer.step, "GradScaler")
+
+    def backward(fails=False):
+        x = network[0](torch.ones(3, 4))
+        if fails:
+            x.register_hook(lambda _: 1 / 0)
+        network[1:](x).sum().backward()
+
+    with pytest.raises(ZeroDivisionError):
+        backward(fails=True)
+    assert network[-1].bias.grad is None
+    refused(backward, "accumulated")
+    assert network[-1].bias.grad is not None
+    refused(optimizer.step, "accumulated")
+    optimizer.zero_grad()
+    before = [p.detach().clone() for p in network.parameters()]
+    backward()
+    optimizer.step()
+    assert not any(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
+
+
+# Who is alive.
+
+
+def leave(attachment, optimizer):
+    with attachment:
+        pass
+
+
+def fail(attachment, optimizer):
+    with pytest.raises(ZeroDivisionError), attachment:
+        raise ZeroDivisionError
+
+
+ENDS = {
+    "none": lambda attachment, optimizer: None,
+    "detach": lambda attachment, optimizer: attachment.detach(),
+    "twice": lambda attachment, optimizer: (attachment.detach(), attachment.detach()),
+    "leave": leave,
+    "fail": fail,
+    "copy": lambda attachment, optimizer: copy.deepcopy(optimizer),
+    "pickle": lambda attachment, optimizer: pickle.loads(pickle.dumps(optimizer)),
+    "load": lambda attachment, optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+}
+
+
+KEPT = {
+    "nothing": set(),
+    "model": {"model", "weight"},
+    "attachment": {"attachment"},
+    "optimizer": {"optimizer", "weight", "state", "attachment"},
+}
+
+
+def one_of_many(end, kept, stepped):
+    """A model attached, ended and left but for what is kept; weak references to all that there was."""
+    network = model()
+    optimizer = optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    attachment = attach(network, optimizer)
+    if stepped:
+        losses(network, optimizer, 1)
+    ENDS[end](attachment, optimizer)
+    everything = {"model": network, "attachment": attachment, "optimizer": optimizer, "weight": network[0].weight}
+    if stepped:
+        everything["state"] = optimizer.state[network[0].weight]["momentum_buffer"]
+    return everything.get(kept), {name: ref(of) for name, of in everything.items()}
+
+
+@pytest.mark.parametrize("stepped", [False, True], ids=["fresh", "stepped"])
+def test_attaching_keeps_nothing_alive(stepped):
+    """Whatever is kept of it; an optimizer that is gone steps no more, and at once."""
+    gc.disable()
+    try:
+        many = {(end, kept): one_of_many(end, kept, stepped) for end in ENDS for kept in KEPT}
+        for end in ENDS:
+            network, _ = many[end, "model"]
+            before = [p.detach().clone() for p in network.parameters()]
+            network(torch.ones(3, 4)).sum().backward()
+            assert all(p.grad is not None for p in network.parameters())
+            assert_same_bits(zip(before, network.parameters(), strict=True))
+    finally:
+        gc.enable()
+    gc.collect()
+    for (end, kept), (_, alive) in many.items():
+        assert {name for name, of in alive.items() if of() is not None} <= KEPT[kept], (end, kept)

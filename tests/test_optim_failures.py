@@ -1,10 +1,15 @@
 """A step that fails changes nothing, and says why in one sentence."""
 
+import inspect
+from dataclasses import fields
+
 import pytest
 import torch
 
 from tests.ops import assert_same_bits, takes_kernels
 from tritonshare import optim
+from tritonshare.optim.base import OneLaunch
+from tritonshare.optim.extras import Extras
 from tritonshare.optim.verify import RULES, tensors
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
@@ -188,6 +193,12 @@ def test_what_plain_torch_cannot_do(more):
     parameter = torch.nn.Parameter(torch.ones(3, 8, dtype=dtype)[:, ::2])  # with gaps: not for the kernels
     parameter.grad = torch.ones_like(parameter)
     refused(optim.Adam([parameter], **more), "parameter 0", next(iter(more)), "not supported")
+
+
+def test_options_left_out_are_those_of_the_constructor():
+    wanted = {name: of.default for name, of in inspect.signature(OneLaunch.__init__).parameters.items()}
+    given = Extras()
+    assert {field.name: getattr(given, field.name) for field in fields(Extras)}.items() <= wanted.items()
 
 
 CONSTRUCTOR = [

@@ -410,6 +410,146 @@ def test_tensors_that_wrap_others(name):
     agree(name, scenario)
 
 
+# What a process has set, and what tensors may be.
+
+
+MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+EVERYTHING = {"similarity": lambda w: 0.75, "max_norm": 1.0, "clear_gradients": True}
+
+
+def stepped(name, modes, extras, within=True, scale=None):
+    """The weights after a step in each mode, and the gradients that it left; the gradients are made there, too, or
+    outside."""
+    ps = parameters()
+    optimizer = make(ours(name), ps, **({"momentum": 0} if extras is None and name == "SGD" else {}), **(extras or {}))
+    for seed, mode in enumerate(modes):
+        if not within:
+            give_gradients(ps, seed)
+        with MODES[mode]():
+            if within:
+                give_gradients(ps, seed)
+            optimizer.grad_scale = scale
+            optimizer.step()
+    optimizer.load_state_dict(copy.deepcopy(optimizer).state_dict())
+    give_gradients(ps, 9)
+    optimizer.step()
+    return [*(p.detach() for p in ps), *(p.grad.clone() for p in ps)]
+
+
+@every
+@pytest.mark.parametrize("extras", [None, {}, EVERYTHING], ids=["plain", "", "everything"])
+def test_steps_in_any_grad_mode(name, extras):
+    """Whatever the first one was in: states and tables outlive it."""
+    if extras is None and name != "SGD":
+        pytest.skip("as without")
+    expected = stepped(name, ("grad", "grad"), extras)
+    for first in MODES:
+        for second in MODES:
+            assert_same(stepped(name, (first, second), extras), expected)
+    for mode in MODES:
+        for within in (False, True):
+            for scale in (None, torch.tensor(1.0)):
+                found = stepped(name, ("inference", mode), extras, within, scale)
+                assert_same(found[: len(SHAPES)], expected[: len(SHAPES)])
+
+
+@every
+@pytest.mark.parametrize("first", MODES)
+def test_what_is_loaded_or_copied_in_any_grad_mode(name, first):
+    results = []
+    for mode in ("grad", first):
+        ps = parameters()
+        optimizer = make(ours(name), ps)
+        with MODES[mode]():
+            train(optimizer, ps, [0])
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train(optimizer, ps, [1])
+        with MODES[mode]():
+            other = copy.deepcopy(optimizer)
+        train(optimizer, ps, [2])
+        results.append(everything(optimizer))
+        qs = [torch.nn.Parameter(q.detach().clone()) for group in other.param_groups for q in group["params"]]
+        other.param_groups[0]["params"] = qs  # a copy's parameters are what it was made in; its states follow
+        other.state = dict(zip(qs, other.state.values(), strict=True))
+        train(other, qs, [2])
+        assert_same(everything(other), results[-1])
+    assert_same(*results)
+
+
+@pytest.fixture
+def as_before():
+    kept = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(kept)
+    torch.set_default_device(None)
+
+
+def of_dtype(dtype):
+    return lambda: torch.set_default_dtype(dtype)
+
+
+DEFAULTS = {
+    "float64": of_dtype(torch.float64),
+    "bfloat16": of_dtype(torch.bfloat16),
+    "float16": of_dtype(torch.float16),
+    "another_device": lambda: torch.set_default_device("meta"),
+}
+
+
+@every
+@pytest.mark.parametrize("changed", DEFAULTS)
+@pytest.mark.parametrize("state_dtype", [None, torch.uint8], ids=str)
+def test_steps_with_other_defaults_of_torch(name, changed, state_dtype, as_before):
+    if state_dtype and not takes_kernels():
+        pytest.skip("the kernels' alone")
+    more = {"max_norm": 1.0, "similarity": 0.3, "state_dtype": state_dtype}
+    results = []
+    for default in (lambda: None, DEFAULTS[changed]):
+        ps = parameters(shapes=[(3, 5), (300,)])
+        gradients = [[draw(p.shape, seed=100 * seed + i) for i, p in enumerate(ps)] for seed in range(3)]
+        optimizer = make(ours(name), ps, **more)
+        default()
+        for of in gradients:
+            for p, g in zip(ps, of, strict=True):
+                p.grad = g
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        results.append([p.detach() for p in ps])
+    assert_same(*results)
+
+
+@every
+@pytest.mark.parametrize("which", ["weight", "gradient", "state", "similarity"])
+def test_signs_that_are_kept_apart(name, which):
+    """torch negates some tensors when they are read, as the imaginary part of a conjugate."""
+
+    def negated(t):
+        return torch.complex(torch.zeros_like(t), -t).conj().imag
+
+    results = []
+    for lazy in (lambda t: t, negated):
+        made = {of: lazy if of == which else (lambda t: t) for of in ("weight", "gradient", "state", "similarity")}
+        p = torch.nn.Parameter(made["weight"](draw((4, 3))))
+        optimizer = make(ours(name), [p], clear_gradients=True, similarity=made["similarity"](draw((4, 1))))
+        for seed in range(3):
+            p.grad = draw((4, 3), seed=seed)
+            if seed:
+                p.grad = made["gradient"](p.grad)
+            optimizer.step()
+            assert not p.grad.any()
+            if seed == 0:
+                saved = optimizer.state_dict()
+                for state in saved["state"].values():
+                    state |= {n: made["state"](t) for n, t in state.items() if t.dim()}
+                optimizer.load_state_dict(saved)
+                for state in optimizer.state.values():
+                    state |= {n: made["state"](t) for n, t in state.items() if t.dim()}
+        results.append(p.detach().clone())
+    torch.testing.assert_close(*results)  # a weight of such is stepped in plain torch
+    if which != "weight":
+        assert_same(*results)
+
+
 # GradScaler and autograd.
 
 
@@ -470,12 +610,20 @@ def test_grad_scaler_with_parameters_that_torch_steps(name, why):
     agree(name, scenario)
 
 
-def test_the_kernels_take_the_scale_themselves():
-    """GradScaler then neither waits for the overflow nor passes over the gradients a time more."""
-    optimizer = make(optim.Adam, parameters())
-    assert optimizer._step_supports_amp_scaling is takes_kernels()
-    optimizer.add_param_group({"params": parameters(torch.float64)})
-    assert not optimizer._step_supports_amp_scaling
+@every
+@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"fused": False}, {"foreach": True}], ids=str)
+def test_the_scale_is_left_to_the_optimizer_where_it_was_asked_for(name, flags):
+    """GradScaler then neither waits for the overflow nor passes over the gradients a time more; but whatever unscales
+    or clips gradients, or counts the steps that were skipped, has to know."""
+    for added in ({}, {"fused": True}):
+        asked = []
+        for of in (ours, torchs):
+            optimizer = make(of(name), parameters(), **flags)
+            optimizer.add_param_group({"params": parameters(), **added})
+            train(optimizer, [p for group in optimizer.param_groups for p in group["params"]], [0])
+            loaded = make(of(name), parameters(), **flags)
+            asked.append([getattr(o, "_step_supports_amp_scaling", "unsaid") for o in (optimizer, loaded)])
+        assert asked[0] == asked[1]
 
 
 @every

@@ -56,17 +56,20 @@ class Pair:
         assert groups[0] == groups[1]
 
 
+def through_a_file(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
 @pytest.mark.parametrize("rule", CASES)
-@pytest.mark.parametrize("through_a_file", [False, True])
-def test_a_run_goes_on_with_the_other(rule, through_a_file):
+@pytest.mark.parametrize("through", [None, through_a_file], ids=["", "through_a_file"])
+def test_a_run_goes_on_with_the_other(rule, through):
     pair = Pair(rule)
     pair.steps(3)
     saved = [pair.optimizer.state_dict(), pair.torchs.state_dict()]
-    if through_a_file:
-        for i, state in enumerate(saved):
-            file = io.BytesIO()
-            torch.save(state, file)
-            saved[i] = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    if through:
+        saved = through(saved)
     new = Pair(rule)
     with torch.no_grad():
         for p, q in zip(new.ours + new.theirs, pair.ours + pair.theirs, strict=True):
@@ -75,6 +78,90 @@ def test_a_run_goes_on_with_the_other(rule, through_a_file):
     new.optimizer.load_state_dict(saved[1])
     new.torchs.load_state_dict(saved[0])
     new.steps(3)
+
+
+BF16 = torch.bfloat16
+WHOLE = {  # options, and the dtype of weights: of what else than torch's states a step may depend on
+    "": ({}, torch.float32),
+    "row_clipped_cleared": ({"similarity": "row", "max_norm": 0.5, "clear_gradients": True}, torch.float32),
+    "at_random": ({"stochastic_rounding": True, "seed": 5}, BF16),
+    "wide": ({"state_dtype": torch.float32}, BF16),
+    "at_random_8_bits": ({"stochastic_rounding": True, "state_dtype": torch.uint8, "max_norm": 0.5}, BF16),
+    "small": ({"state_dtype": BF16}, torch.float32),
+    "8_bits": ({"state_dtype": torch.uint8, "similarity": "tensor"}, torch.float32),
+}
+
+
+class Run:
+    """A training run, told by its seeds: the last parameter has a gradient now and then, momentum may begin late."""
+
+    def __init__(self, rule, extra, late=False):
+        self.cls, options = RULES[rule]
+        more, dtype = WHOLE[extra]
+        more = {k: v for k, v in more.items() if k != "similarity" or rule != "SGD"}
+        self.late, self.momentum = late, options.get("momentum", 0)
+        self.parameters = [torch.nn.Parameter(t) for t in tensors([(3,), (2, 5)], dtype)]
+        of = [{"params": self.parameters[:1]}, {"params": self.parameters[1:], "lr": 0.05}]
+        self.optimizer = self.cls(of, **options, **more)
+
+    def steps(self, seeds):
+        for seed in seeds:
+            if "momentum" in self.optimizer.defaults:
+                for group in self.optimizer.param_groups:
+                    group["momentum"] = 0 if self.late and seed < 2 else self.momentum
+            shapes = [p.shape for p in self.parameters]
+            for p, g in zip(self.parameters, tensors(shapes, self.parameters[0].dtype, seed), strict=True):
+                p.grad = g
+            if seed % 2:
+                self.parameters[-1].grad = None
+            self.optimizer.step()
+        return self
+
+    def saved(self):
+        return through_a_file([self.optimizer.state_dict(), [p.detach() for p in self.parameters]])
+
+    def load(self, saved):
+        state, weights = saved
+        self.optimizer.load_state_dict(state)
+        with torch.no_grad():
+            for p, w in zip(self.parameters, weights, strict=True):
+                p.copy_(w)
+        return self
+
+    def everything(self):
+        state, weights = self.saved()
+        return weights + [t for i in sorted(state["state"]) for _, t in sorted(state["state"][i].items())]
+
+
+@pytest.mark.parametrize("extra", WHOLE)
+@pytest.mark.parametrize("rule", CASES)
+def test_a_state_dict_is_all_of_a_run(rule, extra):
+    """n steps, through a file, and m steps are n + m steps, bit for bit; torch's optimizer loads what was saved."""
+    if not takes_kernels() and {"stochastic_rounding", "state_dtype"} & WHOLE[extra][0].keys():
+        pytest.skip("the kernels' alone")
+    run = Run(rule, extra)
+    saved = run.steps((0, 1)).saved()
+    resumed = Run(rule, extra).load(saved).steps((2, 3))
+    assert_same_bits(zip(resumed.everything(), run.steps((2, 3)).everything(), strict=True))
+    theirs = run.cls.stepped_by([{"params": run.parameters[:1]}, {"params": run.parameters[1:]}], **RULES[rule][1])
+    theirs.load_state_dict(saved[0])
+    run.optimizer, ours = theirs, run.optimizer
+    run.steps([4])
+    ours.load_state_dict(theirs.state_dict())
+    run.optimizer = ours
+    run.steps([6])
+
+
+@pytest.mark.parametrize("extra", ["", "at_random"])
+def test_a_state_dict_is_all_of_a_run_whose_momentum_begins_late(extra):
+    if not takes_kernels() and extra:
+        pytest.skip("the kernels' alone")
+    run = Run("momentum", extra, late=True)
+    saved = {stop: run.steps(seeds).saved() for stop, seeds in ((1, [0]), (3, [1, 2]))}
+    whole = run.steps([3]).everything()
+    for stop, of in saved.items():
+        resumed = Run("momentum", extra, late=True).load(of).steps(range(stop, 4))
+        assert_same_bits(zip(resumed.everything(), whole, strict=True))
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -92,6 +179,10 @@ def test_groups_and_their_options(rule):
         parameters.append(torch.nn.Parameter(torch.ones(6)))
         optimizer.add_param_group({"params": parameters[-1:]})
         optimizer.param_groups[0]["weight_decay"] = 0.3
+    pair.steps()
+    for optimizer in (pair.optimizer, pair.torchs):  # the same parameters in the same order, in other groups
+        first, second, *_ = optimizer.param_groups
+        second["params"].insert(0, first["params"].pop())
     pair.steps()
 
 
@@ -212,25 +303,96 @@ def test_closures_and_hooks(rule):
     assert all(p.grad is None for p in pair.ours)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def saved_whole(optimizer):
+    file = io.BytesIO()
+    torch.save(optimizer, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+def state_of(optimizer):
+    """A new optimizer with its state, and with copies of the parameters."""
+    copies = [torch.nn.Parameter(p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    more = {name: getattr(optimizer.extras, name, None) for name in ("similarity", "max_norm", "state_dtype")}
+    other = type(optimizer)(copies, **more)
+    other.load_state_dict(optimizer.state_dict())
+    return other
+
+
+def pickled(optimizer):
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+COPIES = [copy.deepcopy, pickled, saved_whole]
+
+
+class Entries(dict):
+    """Of the user's own, in a state."""
+
+
+OWN = {"number": 3, "list": [1, 2.5], "dict": {"a": torch.ones(2)}, "floats": torch.linspace(0, 1, 3), "none": None}
+BESIDE = {"text": "a", "codes": torch.ones(2, dtype=torch.uint8), "codes_scale": 1, "entries": Entries(x=1), **OWN}
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return type(a) is type(b) and a == b
+
+
+@pytest.mark.parametrize("copied", [*COPIES, state_of], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("rule", CASES[:3])
+def test_what_the_user_has_put_into_a_state_stays(rule, copied):
+    """In a parameter's, also under a name with an ending of ours, and beside them under a string: it goes through
+    whatever a state goes through, and is no hindrance to the steps after."""
+    cls, options = RULES[rule]
+    small = {"state_dtype": torch.uint8} if takes_kernels() else {}
+    p = torch.nn.Parameter(torch.ones(5, 7))
+
+    def steps(optimizer, seeds):
+        (p,) = optimizer.param_groups[0]["params"]
+        for seed in seeds:
+            p.grad = tensors([(5, 7)], torch.float32, seed)[0]
+            optimizer.step()
+        return p.detach().clone()
+
+    optimizer = cls([p], **options, **small)
+    optimizer.state |= {"mine": BESIDE, "tensor": torch.arange(3), "step": 7}
+    steps(optimizer, [1])
+    own = optimizer.state[p]
+    own |= {**OWN, "floats_scale": torch.ones(2)}
+    other = copied(optimizer)
+    (q,) = other.param_groups[0]["params"]
+    assert torch.equal(steps(other, (3, 4)), steps(optimizer, (3, 4)))
+    for of, parameter in ((optimizer, p), (other, q)):
+        assert equal(of.state["mine"], BESIDE)
+        assert torch.equal(of.state["tensor"], torch.arange(3))
+        assert of.state["step"] == 7
+        assert all(equal(of.state[parameter][name], value) for name, value in OWN.items())
+        assert torch.equal(of.state[parameter]["floats_scale"], torch.ones(2))
+    assert optimizer.state[p] is own
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("rule", CASES)
 def test_copies_go_on_alike(rule, copied):
     cls, options = RULES[rule]
     similarity = "row" if rule != "SGD" else 0.5
+    more = {"capturable": True, "foreach": False} if "Adam" in rule else {}
     p = torch.nn.Parameter(torch.ones(5, 7))
-    optimizer = cls([p], **options, similarity=similarity, max_norm=2.0)
+    optimizer = cls([p], **options, **more, similarity=similarity, max_norm=2.0)
 
-    def go_on(optimizer):
+    def go_on(optimizer, seed):
         (p,) = optimizer.param_groups[0]["params"]
-        for seed in (3, 4):
-            p.grad = tensors([(5, 7)], torch.float32, seed)[0]
-            optimizer.step()
+        p.grad = tensors([(5, 7)], torch.float32, seed)[0]
+        optimizer.step()
         return [p.detach(), *(t for t in optimizer.state_dict()["state"].get(0, {}).values())]
 
-    go_on(optimizer)
-    other = copied(optimizer)
-    assert other.extras == optimizer.extras
-    assert_same_bits(zip(go_on(optimizer), go_on(other), strict=True))
+    for seed in (3, 4):  # a fresh one, and one that has stepped
+        other = copied(optimizer)
+        assert other.extras == optimizer.extras
+        assert_same_bits(zip(go_on(optimizer, seed), go_on(other, seed), strict=True))
 
 
 def test_sparse_gradients_as_torch_takes_them():
@@ -261,26 +423,48 @@ def test_sparse_gradients_as_torch_takes_them():
         embedded(lambda p: optim.Adam(p))
 
 
+@pytest.mark.parametrize("between", ["nothing", "unscaled", "clipped", "gone"])
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("rule", CASES)
-def test_a_gradient_scaler(rule):
-    """With one step in three overflowing, and with gradients unscaled and clipped by the user in between."""
-    for clipped in (False, True):
-        pair = Pair(rule, shapes=[(5, 7), (3,)])
-        scalers = [torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2) for _ in range(2)]
-        for step in range(6):
-            sides = ((pair.ours, pair.optimizer), (pair.theirs, pair.torchs))
-            for scaler, (parameters, optimizer) in zip(scalers, sides, strict=True):
+def test_a_gradient_scaler(rule, fused, between):
+    """An overflow in the second step of four; between backward and step gradients are unscaled or clipped by the user,
+    or are all gone in the third. Whether GradScaler leaves its work to the optimizer, how often it calls step (as
+    others count the steps that were skipped), and what gradients are afterwards is as with torch's."""
+    pair = Pair(rule, shapes=[(5, 7), (3,)], fused=fused)
+    sides = (pair.ours, pair.optimizer), (pair.theirs, pair.torchs)
+    assert getattr(pair.optimizer, "_step_supports_amp_scaling", False) is fused
+    scalers = [torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2) for _ in sides]
+    calls = [[], []]
+    for called, (_, optimizer) in zip(calls, sides, strict=True):
+        optimizer.register_step_post_hook(lambda *_, called=called: called.append(step))
+    for step in range(4):
+        refused = []
+        for scaler, (parameters, optimizer) in zip(scalers, sides, strict=True):
+            optimizer.zero_grad()
+            scaler.scale(sum((p * p).sum() for p in parameters)).backward()
+            if step == 1:
+                parameters[-1].grad[1] = float("inf")
+            if step == 2 and between == "gone":
                 optimizer.zero_grad()
-                scaler.scale(sum((p * p).sum() for p in parameters)).backward()
-                if step % 3 == 1:
-                    parameters[-1].grad[1] = float("inf")
-                if clipped:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+            if between in ("unscaled", "clipped"):
+                scaler.unscale_(optimizer)
+            if between == "clipped":
+                torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+            try:
                 scaler.step(optimizer)
                 scaler.update()
-            pair.check()
-            assert scalers[0].get_scale() == scalers[1].get_scale()
+            except AssertionError as error:  # torch's, of no gradient at all
+                refused.append(str(error))
+        assert len(refused) == (2 if step == 2 and between == "gone" else 0)
+        assert len(set(refused)) <= 1
+        if between == "gone" and step == 2:
+            break
+        pair.check()
+        assert scalers[0].get_scale() == scalers[1].get_scale()
+        for a, b in zip(pair.ours, pair.theirs, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, equal_nan=True)
+    assert calls[0] == calls[1]
+    assert getattr(pair.optimizer, "_step_supports_amp_scaling", False) is fused
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,7 +10,7 @@ import torch
 
 from . import codec
 from .extras import Extras, Similarity
-from .rules import SIGNED, Rule
+from .rules import SIGNED, STATES, Rule
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -52,58 +53,57 @@ class OneLaunch(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.attachment is not None:
-            self.attachment.end_of_step()
-            return loss
-        step = self._step
+        step = self._step if self.attachment is None else self.attachment.end_of_step
         if torch.compiler.is_compiling():
             step = torch.compiler.disable(step)
         step()
         return loss
 
-    @torch.no_grad()
     def _step(self) -> None:
         if self._stepper is None:
-            self._stepper = Stepper(self, lambda: [group["params"] for group in self.param_groups])
+            self._stepper = Stepper(self, lambda optimizer: [group["params"] for group in optimizer.param_groups])
         self._stepper.step()
 
     _stepper: Stepper | None = None
 
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """torch's GradScaler asks: whether a step divides by `grad_scale` and heeds `found_inf` itself, as the kernels
-        do. In plain torch GradScaler does both before the step."""
-        from .. import launch
-
-        return all(launch.path(p).kernels for group in self.param_groups for p in group["params"])
-
-    @_step_supports_amp_scaling.setter
-    def _step_supports_amp_scaling(self, value: bool) -> None:
-        """torch's constructor says it for fused=True; here it depends on where the parameters are."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's. While attached, it also begins the iteration anew, whatever an interrupted backward has done."""
+        super().zero_grad(set_to_none)
+        if self.attachment is not None:
+            self.attachment.begin()
 
     # Checkpoints: as torch's, whatever the states are kept in.
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, and to be loaded by torch's optimizer: 8-bit states are written in fp32, steps are on the CPU
-        unless a group is capturable or fused."""
-        found = super().state_dict()
-        groups = [group for group in found["param_groups"] if group.get("capturable") or group.get("fused")]
-        on_device = {i for group in groups for i in group["params"]}
+        unless a group is capturable or fused. With stochastic rounding, SGD's states have a `step`, too, of which the
+        random numbers are made."""
+        converted = self.register_state_dict_post_hook(OneLaunch._plain_states, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            converted.remove()
+
+    def _plain_states(self, found: dict[str, Any]) -> None:
+        groups = found["param_groups"]
+        on_device = {i: group.get("capturable") or group.get("fused") for group in groups for i in group["params"]}
         found["state"] = {
-            i: self._plain(state, i in on_device) if isinstance(state, dict) else state
-            for i, state in found["state"].items()
+            key: self._plain(state, on_device[key]) if key in on_device else state
+            for key, state in found["state"].items()
         }
-        return found
 
     @staticmethod
-    def _plain(state: dict[str, Any], on_device: bool) -> dict[str, Any]:
+    def _plain(state: Any, on_device: bool) -> Any:
+        """A parameter's state as torch has it, in which the tensors that a step writes are copies. What the user has
+        put there stays as it is."""
+        if not isinstance(state, dict):
+            return state
         plain = dict(state)
-        for name, value in state.items():
-            if name == "step" and isinstance(value, torch.Tensor):
-                plain[name] = value.clone() if on_device else value.to("cpu", copy=True)
-            scale = plain.pop(codec.scale_of(name), None)
-            if scale is not None:
-                plain[name] = codec.decode(value, scale, name in SIGNED)
+        if isinstance(state.get("step"), torch.Tensor):
+            plain["step"] = state["step"].to(state["step"].device if on_device else "cpu", copy=True)
+        for name in STATES & state.keys():
+            if isinstance(state[name], torch.Tensor) and state[name].dtype == torch.uint8:
+                plain[name] = codec.decode(state[name], plain.pop(codec.scale_of(name)), name in SIGNED)
         return plain
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -120,14 +120,16 @@ class OneLaunch(torch.optim.Optimizer):
         self.forget_tables()
 
     def _own_states(self, source: dict[str, Any]) -> None:
-        """Copy what is still a tensor of `source`; with a `state_dtype`, for which torch gave the weight's, all."""
+        """Copy what is still a tensor of `source`; with a `state_dtype`, for which torch gave the weight's, all states
+        that a step writes."""
         saved = [i for group in source["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(saved, own, strict=True):
-            for name, value in source["state"].get(i, {}).items():
+            state = source["state"].get(i)
+            for name, value in state.items() if isinstance(state, dict) else ():
                 if not isinstance(value, torch.Tensor):
                     continue
-                if self.extras.state_dtype is not None and name != "step":
+                if self.extras.state_dtype is not None and name in STATES:
                     self.state[p][name] = value.to(p.device, torch.float32, copy=True)
                 elif self.state[p][name] is value:
                     self.state[p][name] = value.clone()
@@ -135,11 +137,12 @@ class OneLaunch(torch.optim.Optimizer):
     def forget_tables(self) -> None:
         """Look at parameters and states anew in the next step."""
         self._stepper = None
+        if self.attachment is not None:
+            self.attachment.forget_tables()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        plain = {p: self._plain(of, True) for p, of in self.state.items()}
-        return {**state, "state": type(self.state)(self.state.default_factory, plain), "extras": self.extras}
+        plain = {key: self._plain(of, True) if isinstance(key, torch.Tensor) else of for key, of in self.state.items()}
+        return {**super().__getstate__(), "state": defaultdict(dict, plain), "extras": self.extras}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -30,13 +30,13 @@ def scales(numel: int) -> int:
 def zeros(like: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes of zeros, in the memory order of `like`, and their scales."""
     codes = torch.full_like(like, 128 if signed else 0, dtype=torch.uint8, requires_grad=False)
-    return codes, torch.zeros(scales(like.numel()), device=like.device)
+    return codes, torch.zeros(scales(like.numel()), dtype=torch.float32, device=like.device)
 
 
 def encode(values: torch.Tensor, like: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of `values`, in the memory order of `like`."""
     codes, scale = zeros(like, signed)
-    x = torch.zeros(scale.numel() * QUANT, device=like.device)
+    x = torch.zeros(scale.numel() * QUANT, dtype=torch.float32, device=like.device)
     x[: like.numel()] = flat(torch.empty_like(like, dtype=torch.float32).copy_(values))
     x = x.view(-1, QUANT)
     scale.copy_(x.abs().amax(1))

@@ -19,7 +19,7 @@ Similarity = Given | str
 class Extras:
     """The options beyond torch's, as tritonshare.optim.Adam documents them."""
 
-    similarity: Similarity = Given | str
+    similarity: Similarity = None
     state_dtype: torch.dtype | None = None
     stochastic_rounding: bool = False
     seed: int = 0

@@ -87,11 +87,11 @@ class Counts:
     def add(self, places: Sequence[Place], lengths: Sequence[int], steps: Sequence[Any]) -> None:
         """Counts of places on one device, begun at `steps`."""
         rounded = [length + -length % 4 for length in lengths]
-        with torch.inference_mode(False):
-            flat = torch.zeros(sum(rounded), device=places[0].weight.device)
+        flat = torch.zeros(sum(rounded), dtype=torch.float32, device=places[0].weight.device)
         counts = {}
         for place, whole, length, made in zip(places, flat.split(rounded), lengths, steps, strict=True):
-            counts[place.parameter] = whole[:length].copy_(torch.as_tensor(made, dtype=torch.float32))
+            count = counts[place.parameter] = whole[:length]
+            count.copy_(made) if isinstance(made, torch.Tensor) else count.fill_(made)
         self._of |= counts
         self._allocated.append((flat, counts, flat._version))
 
@@ -143,11 +143,18 @@ def why_plain(place: Place, g: torch.Tensor, optimizer: OneLaunch) -> str | None
         return f"is updated by plain torch (its gradient is {g.layout})"
     if not (has_memory(w) and has_memory(g)):
         return "is updated by plain torch (it or its gradient is a tensor that wraps others)"
+    if w.is_neg():
+        return "is updated by plain torch (its numbers are negated when they are read)"
     if not is_dense(w):
         return "is updated by plain torch (its elements do not fill their memory)"
     if optimizer.extras.built_in == "row" and rows_of(w) is None:
         return "is updated by plain torch (its rows do not lie one after the other, or are of 2^30 elements)"
     return None
+
+
+def must_be_copied(g: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether the kernels would read a gradient wrongly where it is: in another order, or without its sign."""
+    return (g.stride() != w.stride() and g.numel() > 1) or g.is_neg()
 
 
 def check_place(place: Place, g: torch.Tensor, optimizer: OneLaunch, plain: str | None) -> None:
@@ -222,7 +229,7 @@ def lay_out(places: Sequence[Place], gradients: Gradients, optimizer: OneLaunch,
         copies, walked = {}, []
         for place in of:
             w, g, state = place.weight, of_place[place.index], made[place.parameter]
-            if g.stride() != w.stride() and g.numel() > 1:
+            if must_be_copied(g, w):
                 copies[place.index] = torch.empty_like(w, dtype=g.dtype)
             states = [local(state[name]) for name in place.rule.states]
             scales = [state.get(codec.scale_of(name)) for name in place.rule.states]
@@ -241,6 +248,8 @@ def lay_out(places: Sequence[Place], gradients: Gradients, optimizer: OneLaunch,
 def states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
     """A parameter's state as the kernels need it: what is there, in the memory order of the weight, and zeros."""
     p, w = place.parameter, place.weight
+    if not place.rule.states and not counts_steps(place, optimizer):
+        return {}
     state = dict(optimizer.state.get(p, {}))
     dtype = optimizer.extras.state_dtype or w.dtype
     for name in place.rule.states:
@@ -255,18 +264,27 @@ def states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
         if dtype == torch.uint8:
             if found.dtype != torch.uint8:
                 state[name], state[codec.scale_of(name)] = codec.encode(found, w.detach(), signed)
-        elif found.dtype != dtype or local(found).stride() != w.stride():
+        elif found.dtype != dtype or local(found).stride() != w.stride() or found.is_neg():
             state[name] = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(found)
     return state
 
 
 def plain_states_of(place: Place, optimizer: OneLaunch) -> dict[str, Any]:
-    """The state of a parameter that torch steps, where its dtype was another: torch would stop halfway."""
+    """Of the state of a parameter that torch steps, what torch would stop at halfway: tensors of another dtype than the
+    weight's, and those made in inference mode, which nothing may write afterwards."""
     state = optimizer.state.get(place.parameter, {})
-    found = {name: state[name] for name in place.rule.states if state.get(name) is not None}
-    if all(t.dtype == place.weight.dtype for t in found.values()):
-        return {}
-    return {**state, **{name: t.to(place.weight.dtype) for name, t in found.items()}}
+    wanted = dict.fromkeys(place.rule.states, place.weight.dtype)
+    if place.rule.counts and isinstance(state.get("step"), torch.Tensor):
+        wanted["step"] = state["step"].dtype
+    found = {name: (state[name], dtype) for name, dtype in wanted.items() if state.get(name) is not None}
+    return {
+        name: t.to(dtype, copy=True) for name, (t, dtype) in found.items() if t.dtype != dtype or t.is_inference()
+    }
+
+
+def counts_steps(place: Place, optimizer: OneLaunch) -> bool:
+    """Whether a parameter's state has the steps made: as torch's, and where random numbers are made of them."""
+    return place.rule.counts or (optimizer.extras.stochastic_rounding and place.weight.dtype == torch.bfloat16)
 
 
 def _count(places: Sequence[Place], optimizer: OneLaunch, counts: Counts, made: dict[torch.Tensor, Any]) -> None:
@@ -276,28 +294,27 @@ def _count(places: Sequence[Place], optimizer: OneLaunch, counts: Counts, made: 
         state = made[place.parameter]
         length = chunks_of(place.weight.numel(), plan_of(optimizer.extras.state_dtype, place.rule)["CHUNK"])
         count = counts.get(place.parameter, length)
-        if place.rule.counts:
-            steps = state.get("step", 0.0)
-            known = count is not None and isinstance(steps, torch.Tensor) and steps.data_ptr() == count.data_ptr()
-        else:  # torch's SGD keeps no count: it is the first step where there is no momentum yet
-            before = optimizer.state.get(place.parameter, {})
-            steps = float(any(before.get(name) is not None for name in place.rule.states))
-            known = count is not None and (steps or not place.rule.states)
+        before = optimizer.state.get(place.parameter, {})
+        begun = any(before.get(name) is not None for name in place.rule.states)
+        steps = float(begun)  # torch's SGD keeps no count: it is the first step where there is no momentum yet
+        known = count is not None and (begun or not place.rule.states)
+        if counts_steps(place, optimizer) and (begun or not place.rule.states):
+            steps = state.get("step", steps)
+            known = known and isinstance(steps, torch.Tensor) and steps.data_ptr() == count.data_ptr()
         if not known:
             new[place.weight.device].append((place, length, steps))
     for of in new.values():
         counts.add(*map(list, zip(*of, strict=True)))
     counts.keep(places)
     for place in places:
-        if place.rule.counts:
+        if counts_steps(place, optimizer):
             made[place.parameter]["step"] = counts[place.parameter][0]
 
 
 def _kind(place: Place, g: torch.Tensor, state: Mapping[str, Any], optimizer: OneLaunch) -> Kind:
     w = place.weight
     states = [local(state[name]) for name in place.rule.states]
-    reordered = g.stride() != w.stride() and g.numel() > 1
-    addresses = [t.data_ptr() for t in (w, *states, *([] if reordered else [g]))]
+    addresses = [t.data_ptr() for t in (w, *states, *([] if must_be_copied(g, w) else [g]))]
     aligned = not any(a % 16 for a in addresses)
     rows = rows_of(w) if optimizer.extras.built_in == "row" else 1
     along = place.along or "none"

@@ -13,7 +13,10 @@ EXTRAS = """
     Everything of torch's class holds: arguments and defaults, parameter groups, closures, hooks, schedulers,
     GradScaler, and a state_dict that either class loads from the other. On CUDA tensors of float32, float16 and
     bfloat16 one launch steps all parameters of a dtype, in fp32 arithmetic; any others are stepped by torch's own code.
-    An entry of `state` is replaced by load_state_dict, not by assignment; its tensors may be written in place.
+    An entry of `state` is replaced by load_state_dict, not by assignment; its tensors may be written in place, and
+    entries of your own stay as they are. A state_dict holds all that a run goes on from, but not the arguments beyond
+    torch's: with the same ones, a resumed run has the bits of one that never stopped. As with torch, fused=True leaves
+    GradScaler's work to the step: one pass over the gradients less, but nothing may unscale or clip them in between.
 
     Args beyond torch's:
         similarity: scales each update (w -= lr * similarity * direction): "tensor" or "row" for (1 + cos) / 2 of a

@@ -62,6 +62,7 @@ SGD = Rule("sgd", (), False, _sgd)
 MOMENTUM = Rule("momentum", ("momentum_buffer",), False, _momentum)
 ADAM = Rule("adam", ("exp_avg", "exp_avg_sq"), True, _adam)
 AMSGRAD = Rule("amsgrad", (*ADAM.states, "max_exp_avg_sq"), True, _adam)
+STATES = frozenset((*MOMENTUM.states, *AMSGRAD.states))
 SIGNED = frozenset(rule.states[0] for rule in (MOMENTUM, ADAM, AMSGRAD))  # states that can be negative: the momenta
 
 

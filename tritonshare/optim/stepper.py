@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 address = torch.Tensor.data_ptr
 stride = torch.Tensor.stride
+negated = torch.Tensor.is_neg
 dtype = torch.Tensor.dtype.__get__
 device = torch.Tensor.device.__get__
 there = partial(is_not, None)
@@ -39,9 +40,13 @@ NOWHERE = 16  # the address of an empty tensor's gradient: 0 says that there is 
 def kinds_of(tensors: Gradients) -> list[Any]:
     """All of tensors that a layout depends on, but their addresses; None for None."""
     try:  # in C for all of them
-        return list(zip(map(dtype, tensors), map(device, tensors), map(stride, tensors), strict=True))
+        of = map(dtype, tensors), map(device, tensors), map(stride, tensors), map(negated, tensors)
+        return list(zip(*of, strict=True))
     except (RuntimeError, TypeError):  # a sparse tensor has no strides; None is no tensor
-        return [None if t is None else (t.dtype, t.device, t.layout == torch.strided and t.stride()) for t in tensors]
+        return [
+            None if t is None else (t.dtype, t.device, t.layout == torch.strided and t.stride(), t.is_neg())
+            for t in tensors
+        ]
 
 
 def addresses(gradients: Tensors) -> list[int]:
@@ -117,10 +122,10 @@ class Kinds(NamedTuple):
 
 class Stepper:
     """Steps the parameters that `choose` gives, a list for each group. `first`: the index of the first of them among
-    all of the optimizer's."""
+    all of the optimizer's. An optimizer owns its steppers: they do not keep it alive."""
 
-    def __init__(self, optimizer: OneLaunch, choose: Callable[[], Sequence[Tensors]], first: int = 0) -> None:
-        self.optimizer, self.choose, self.first = optimizer, choose, first
+    def __init__(self, optimizer: OneLaunch, choose: Callable[[OneLaunch], Sequence[Tensors]], first: int = 0) -> None:
+        self._optimizer, self.choose, self.first = ref(optimizer), choose, first
         self.counts = Counts()
         self._seen: Seen | None = None
         self._key: Any = None
@@ -129,18 +134,26 @@ class Stepper:
         self._states: tuple[Any, int] = (None, 0)  # the optimizer's state after the last step, and its length
         self._on_device: dict[tuple[str, torch.device], torch.Tensor] = {}
 
+    @property
+    def optimizer(self) -> OneLaunch:
+        return self._optimizer()
+
+    @torch.inference_mode(False)  # what is made for later steps may be written in them
+    @torch.no_grad()
     def step(self) -> None:
         options, scale = self.optimizer.extras, getattr(self.optimizer, "grad_scale", None)
         skip = getattr(self.optimizer, "found_inf", None)
         numbers = self._numbers()
-        seen = Seen(list(chain.from_iterable(self.choose())), self._seen)
+        chosen = self.choose(self.optimizer)
+        seen = Seen(list(chain.from_iterable(chosen)), self._seen)
         similarities, alongs = self._similarities(seen)
-        layout = self._up_to_date(seen, alongs)
+        layout = self._up_to_date(seen, alongs, list(map(len, chosen)))
         self._send(layout, seen, similarities, numbers)
 
         # from here on nothing fails, and things are written
         if layout.states:
-            self.optimizer.state.update(layout.states)
+            for p, state in layout.states.items():
+                self.optimizer.state.setdefault(p, {}).update(state)
             layout.states = {}
         if layout.plain:
             self._step_plain(layout.plain, seen, numbers, similarities, scale, skip)
@@ -160,11 +173,12 @@ class Stepper:
             if keep != "untouched":
                 for i, copy in part.copies.items():
                     if seen.gradients[i] is not None:
-                        seen.gradients[i].copy_(copy)
+                        with writing_gradients():
+                            seen.gradients[i].copy_(copy)
         of = layout.stepped
         torch.autograd.graph.increment_version(of if seen.whole else [p for p in of if p.grad is not None])
         if options.clear_gradients and keep != "zero":
-            torch._foreach_zero_(list(filter(there, seen.gradients)))
+            fill_with_zeros(list(filter(there, seen.gradients)))
         seen.release()
         self._states = self.optimizer.state, len(self.optimizer.state)
 
@@ -193,10 +207,10 @@ class Stepper:
                 alongs[i] = similarity.along_of(found[i], w)
         return found, alongs
 
-    def _up_to_date(self, seen: Seen, alongs: list[str | None]) -> Layout:
-        """The layout that serves what is seen: the one before, or a new one."""
+    def _up_to_date(self, seen: Seen, alongs: list[str | None], lengths: list[int]) -> Layout:
+        """The layout that serves what is seen, in groups of these lengths: the one before, or a new one."""
         of_group = [self.optimizer.rule(group) for group in self.optimizer.param_groups]
-        key = plan.override_key(), of_group
+        key = plan.override_key(), of_group, lengths
         kept = self.optimizer.state is self._states[0] and len(self.optimizer.state) == self._states[1]
         old = self._layout if seen.known and kept and key == self._key else None
         if old is not None and seen.same and alongs == self._kinds.alongs:
@@ -208,7 +222,7 @@ class Stepper:
         kinds = Kinds(weights, kinds_of(seen.gradients), alongs, seen.aligned)
         if old is None or not self._serves(old, kinds):
             before = self._layout.members if self._layout is not None and seen.known else frozenset()
-            places = self._places(seen, alongs, of_group, before)
+            places = self._places(seen, alongs, of_group, lengths, before)
             self._layout = None  # where the next line raises, the step after begins anew
             old = lay_out(places, seen.gradients, self.optimizer, self.counts)
             self._kinds = kinds
@@ -241,8 +255,10 @@ class Stepper:
                     return False
         return True
 
-    def _places(self, seen: Seen, alongs: list[str | None], of_group: list[Any], before: frozenset[int]) -> list[Place]:
-        groups = [g for g, of in enumerate(self.choose()) for _ in of]
+    def _places(
+        self, seen: Seen, alongs: list[str | None], of_group: list[Any], lengths: list[int], before: frozenset[int]
+    ) -> list[Place]:
+        groups = [g for g, length in enumerate(lengths) for _ in range(length)]
         places = []
         for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
             if g is not None or i in before:
@@ -271,7 +287,8 @@ class Stepper:
         if numbers != layout.numbers:
             for device, hypers in layout.hypers.items():
                 refuse_capture(device, "options of a parameter group")
-                hypers.copy_(torch.tensor(list(map(self._row, numbers, self._key[1])), dtype=torch.float64))
+                rows = list(map(self._row, numbers, self._key[1]))
+                hypers.copy_(torch.tensor(rows, dtype=torch.float64, device="cpu"))
             layout.numbers = numbers
         for i, group in enumerate(self.optimizer.param_groups):
             rate = rules.rate(group)
@@ -304,7 +321,7 @@ class Stepper:
         for part in layout.parts:
             part.walk.square_sums(part.sums)
         device = layout.sums.device
-        out = torch.empty(2, device=device)
+        out = torch.empty(2, dtype=torch.float32, device=device)
         if layout.clip is None:
             layout.clip = launch.Launcher(adaptive.clip_factor, {}, CLIP, device)
         max_norm = self._constant("max_norm", self.optimizer.extras.max_norm, torch.float64, device)
@@ -322,13 +339,14 @@ class Stepper:
         skip: torch.Tensor | None,
     ) -> None:
         """Step in plain torch: by torch's own optimizer, unless more is asked for than it can do."""
-        if skip is not None and skip.item():
+        if skip is not None and float(skip):
             return
         optimizer, of = self.optimizer, self.optimizer.extras
         places = [place for place in places if seen.gradients[place.index] is not None]
         if scale is not None:
-            for place in places:
-                seen.gradients[place.index].div_(_to(scale, place.weight.device))
+            with writing_gradients():
+                for place in places:
+                    seen.gradients[place.index].div_(_to(scale, place.weight.device))
         if not of.beyond_torch:
             step_by_torch(optimizer, places)
             return
@@ -342,7 +360,7 @@ class Stepper:
             state = optimizer.state[p]
             first = rule.counts or not rule.states or state.get(rule.states[0]) is None
             if rule.counts and "step" not in state:
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
             for name in rule.states:
                 if state.get(name) is None:
                     state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
@@ -357,8 +375,8 @@ class Stepper:
             rules.update(rule, w, g if factor is None else g * factor, states, steps, n, s)
             if rule.counts:
                 state["step"] += 1
-        if of.clear_gradients and gradients:
-            torch._foreach_zero_(gradients)
+        if of.clear_gradients:
+            fill_with_zeros(gradients)
 
 
 def step_by_torch(optimizer: OneLaunch, places: Sequence[Place]) -> None:
@@ -378,5 +396,21 @@ def step_by_torch(optimizer: OneLaunch, places: Sequence[Place]) -> None:
         vars(optimizer).update(scaling)
 
 
-def _to(number: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if number is None else number.to(device)
+def writing_gradients() -> torch.inference_mode:
+    """A context in which gradients may be written, those that were made in inference mode, too."""
+    return torch.inference_mode()
+
+
+def fill_with_zeros(gradients: Tensors) -> None:
+    at_once = [g for g in gradients if not g.is_neg()]  # torch refuses those that it negates when they are read
+    with writing_gradients():
+        if at_once:
+            torch._foreach_zero_(at_once)
+        for g in gradients:
+            if g.is_neg():
+                g.zero_()
+
+
+def _to(number: torch.Tensor | float | None, device: torch.device) -> torch.Tensor | None:
+    """GradScaler's `found_inf` is a number where there is no gradient at all."""
+    return None if number is None else torch.as_tensor(number, dtype=torch.float32, device=device)

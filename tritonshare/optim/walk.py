@@ -110,7 +110,7 @@ class Walk:
         places = np.arange(len(owners)) - self._first[owners]
         self.chunks = self._to_device(np.stack([owners, places], 1), torch.int32)
 
-        self._table = torch.zeros(len(members), fields.FIELDS.value, dtype=torch.int64)
+        self._table = torch.zeros(len(members), fields.FIELDS.value, dtype=torch.int64, device="cpu")
         self._set(fields.NUMEL, sizes)
         self._set(fields.COLUMNS, [max(1, m.columns) for m in members])
         self._set(fields.GROUP, [m.group for m in members])
@@ -127,7 +127,7 @@ class Walk:
         self._pieces = self._measure(fields, sizes) if extras.built_in and kind.along != "none" else None
 
     def _set(self, field: Any, values: Any) -> None:
-        self._table[:, getattr(field, "value", field)] = torch.as_tensor(np.asarray(values, dtype=np.int64))
+        self._table[:, getattr(field, "value", field)] = torch.from_numpy(np.asarray(values, dtype=np.int64))
 
     def _to_device(self, table: np.ndarray, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(table)).to(self.kind.device, dtype)

@@ -23,7 +23,7 @@ def resolve(similarity: Similarity, weight: torch.Tensor, where: str) -> torch.T
         return None
     if not isinstance(s, (int, float, torch.Tensor)) or isinstance(s, bool):
         raise ArgumentTypeError(f"{where}: similarity must be a number or a tensor, but is {type(s).__name__}")
-    s = s.detach() if isinstance(s, torch.Tensor) else torch.tensor(float(s))
+    s = s.detach() if isinstance(s, torch.Tensor) else torch.tensor(float(s), dtype=torch.float32)
     if s.is_complex() or s.layout != torch.strided:
         raise ArgumentTypeError(f"{where}: similarity must be real and dense, but is {s.dtype} and {s.layout}")
     fits = s.dim() <= weight.dim() and all(
@@ -34,7 +34,7 @@ def resolve(similarity: Similarity, weight: torch.Tensor, where: str) -> torch.T
             f"{where}: similarity has shape {list(s.shape)}, which does not broadcast to the weight's "
             f"{list(weight.shape)} (one per row is [rows, 1, ...], one per column [columns])"
         )
-    return s.to(weight.device, torch.float32)
+    return s.to(weight.device, torch.float32).resolve_neg()
 
 
 def along_of(s: torch.Tensor | None, weight: torch.Tensor) -> str:
