@@ -111,6 +111,7 @@ try() {
     printf '$ %s\n' "$*" >>"$log"
     timeout --signal=INT --kill-after="$GRACE" "$left" "${heed[@]}" "$@" </dev/null >>"$log" 2>&1 &
     running=$!
+    [ -z "$interrupted" ] || kill -INT "$running" # told before there was anything to tell it to
     until wait "$running"; code=$?; ! kill -0 "$running" 2>/dev/null; do :; done
     running=''
     if [ "$code" -eq 0 ]; then
@@ -198,7 +199,7 @@ tune() {
     for name in "${layers[@]}"; do
         read -r name layer <<<"$name"
         if [ -n "$dry" ]; then
-            try "$python" -m bench.tune "$name" --case "$layer" --dry --budget 5 --out "$plans" --revision "$revision"
+            try "$python" -m bench.tune "$name" --case "$layer" --dry --plans 2 --out "$plans" --revision "$revision"
             return # a dry run writes a new file only
         fi
         try "$python" -m bench.tune "$name" --budget $((budget > GRACE ? budget - GRACE : 1)) --out "$plans" \

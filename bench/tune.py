@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", action="append", help=f"one of {', '.join(NUMBERS)} (default: bf16)")
     add("--contiguous", action="store_true", help="NCHW tensors instead of channels_last ones")
     add("--budget", type=float, default=600.0, metavar="SECONDS", help="time to spend (default: %(default)s)")
+    add("--plans", type=int, metavar="N", help="plans to try for a pass, at the most (default: all)")
     add("--any-order", action="store_true", help="time plans that change results, too, and tell of them")
     add("--dry", action="store_true", help="launch kernels into nothing; needs --out, a new file that nobody reads")
     add("--revision", help="of the sources, where git cannot tell")
@@ -91,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     selected = cases([args.op], args.case, "layer")
     names = chosen(args.dtype or ["bf16"], NUMBERS, "dtype")
+    if args.plans is not None and args.plans < 1:
+        raise UsageError("--plans must be at least 1")
     if args.dry and args.out is None:
         raise UsageError("--dry needs --out: nothing that it writes is a measurement")
     if not args.dry and not torch.cuda.is_available():
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     with machine(args.dry) as gpu:
         arch = plan.facts(gpu.device).arch
         keeper = tables.Keeper(args.out or tables.shipped_file(arch), arch, dry=args.dry)
-        tuner = Tuner(gpu, seconds=args.budget, revision=made_by, any_order=args.any_order)
+        tuner = Tuner(gpu, seconds=args.budget, revision=made_by, any_order=args.any_order, plans=args.plans)
         for name in names:
             with numbers(name) as dtype:
                 for op, case in selected:

@@ -289,7 +289,7 @@ def made():
 
 def _begin(rank, rendezvous, results):
     torch.set_num_threads(1)
-    wait = timedelta(seconds=60)
+    wait = timedelta(days=1)  # for the other process, however busy the machine is
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=wait)
     try:
         answer = _job(rank)

@@ -16,6 +16,7 @@ from bench.rows import load
 
 pytestmark = pytest.mark.stub
 ROOT = Path(__file__).parents[1]
+AMPLE = 9999  # minutes: no step ends for want of time, however busy the machine is
 STEPS = ("facts", "tests", "memcheck", "racecheck", "tune", "optim", "suite", "report")
 
 
@@ -56,7 +57,7 @@ def outcomes(summary):
 @pytest.mark.long
 def test_a_dry_day_leaves_what_a_day_leaves(start, checkout, tmp_path):
     out = tmp_path / "day"
-    day = start("--dry", "--out", out, "--revision", "abc", 15)
+    day = start("--dry", "--out", out, "--revision", "abc", AMPLE)
     printed, errors = day.communicate()
     assert (day.returncode, errors) == (0, ""), printed
     assert outcomes(printed) == dict.fromkeys(STEPS, "ok")
@@ -98,14 +99,13 @@ def test_what_there_is_no_time_for_is_left_out_and_told(start, tmp_path):
 
 def test_an_interrupted_day_leaves_what_it_had(start, tmp_path):
     out = tmp_path / "day"
-    day = start("--dry", "--out", out, 15)
-    deadline = time.monotonic() + 120
-    while "facts" not in (text := (out / "summary.txt").read_text() if (out / "summary.txt").exists() else ""):
-        assert time.monotonic() < deadline, text
+    day = start("--dry", "--out", out, AMPLE)
+    log = out / "tests.log"
+    while not (log.exists() and "test session starts" in log.read_text()):
         assert day.poll() is None, day.communicate()
         time.sleep(0.2)
     day.send_signal(signal.SIGINT)
-    printed, _ = day.communicate(timeout=120)
+    printed, _ = day.communicate()
     assert day.returncode == 130
     found = outcomes(printed)
     assert (found["facts"], found["tests"], found["report"]) == ("ok", "interrupted", "left out")

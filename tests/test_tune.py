@@ -24,6 +24,7 @@ from tritonshare.ops.conv_act_pool.reference import reference as conv_reference
 from tritonshare.plan import Plan
 
 reference, stub = pytest.mark.reference, pytest.mark.stub
+AMPLE = float("inf")  # seconds: nothing is left for want of time, however busy the machine is
 
 
 # Candidates.
@@ -187,7 +188,7 @@ def layer(case="exact", wants=(True, True, True)):
 
 def tuner(machine, said=None, **options):
     say = (said if said is not None else []).append
-    return tune.Tuner(machine, **{"seconds": 60, "revision": "0123abc", "say": say, **options})
+    return tune.Tuner(machine, **{"seconds": AMPLE, "revision": "0123abc", "say": say, **options})
 
 
 def rows_of(tuned):
@@ -373,14 +374,16 @@ def few_candidates(monkeypatch):
 
 
 @stub
-def test_a_dry_run_writes_a_file_that_readers_refuse(few_candidates, fresh_problems, tmp_path, capsys):
+def test_a_dry_run_writes_a_file_that_readers_refuse(fresh_problems, tmp_path, capsys):
     out = tmp_path / "dry.json"
-    options = ["--case", "exact", "--dry", "--out", str(out), "--revision", "0123abc"]
+    options = ["--case", "exact", "--dry", "--plans", "3", "--budget", "inf"]
+    options += ["--out", str(out), "--revision", "0123abc"]
     assert bench_tune.main([OP.name, *options]) == 0
     printed = capsys.readouterr().out
     data = json.loads(out.read_text())
     assert data["dry"] is True
     assert {row["pass"] for row in data["plans"]} == {"forward", "backward_input", "backward_weight"}
+    assert {row["candidates"] for row in data["plans"]} == {3}
     assert {row["pass"] for row in data["verdicts"]} == {"inference", "training"}
     assert all(row["provenance"]["revision"] == "0123abc" for row in data["plans"] + data["verdicts"])
     with pytest.raises(tables.TableError, match="dry run"):
@@ -449,7 +452,7 @@ def test_the_calls_of_a_model_are_tuned_each_problem_once(machine, monkeypatch, 
     monkeypatch.setattr(tables, "user_file", lambda arch: path)
     model, said = Net(), []
     mean = model.norm.running_mean.clone()
-    done = tune.tune_on(machine, model, [torch.randn(2, 3, 16, 16)], 60, None, said.append)
+    done = tune.tune_on(machine, model, [torch.randn(2, 3, 16, 16)], AMPLE, None, said.append)
     assert torch.equal(model.norm.running_mean, mean)
     shapes = {tuple(tuned.layer.tensors[0].shape) for tuned in done}
     assert shapes == {(2, 3, 16, 16), (1, 4, 4, 4), (1, 4, 2, 2), (2, 4, 8, 8)}
@@ -469,7 +472,7 @@ def test_the_calls_of_a_model_are_tuned_each_problem_once(machine, monkeypatch, 
 def test_autocast_of_a_models_forward_counts(machine, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "user_file", lambda arch: tmp_path / "sm_90.json")
     model = ConvActPool2d(3, 4, 3)
-    (done,) = tune.tune_on(machine, model, [torch.randn(2, 3, 8, 8)], 60, torch.bfloat16, [].append)
+    (done,) = tune.tune_on(machine, model, [torch.randn(2, 3, 8, 8)], AMPLE, torch.bfloat16, [].append)
     assert all(row.problem.startswith("bfloat16[*, 3, 8, 8]") for row in done.rows)
     assert rows_of(done)["training"]
 
@@ -479,11 +482,11 @@ def test_a_users_file_that_cannot_be_read_is_replaced(machine, monkeypatch, tmp_
     path = tmp_path / "sm_90.json"
     path.write_text("{")
     monkeypatch.setattr(tables, "user_file", lambda arch: path)
-    tune.tune_on(machine, ConvActPool2d(3, 4, 3), [torch.randn(2, 3, 8, 8)], 60, None, [].append)
+    tune.tune_on(machine, ConvActPool2d(3, 4, 3), [torch.randn(2, 3, 8, 8)], AMPLE, None, [].append)
     assert tables.read(path, "sm_90").plans
     problem = problem_of()
     tables.write(path, table_of(plan_row(problem, "forward", problem.ladder.plans["forward"])))
-    tune.tune_on(machine, ConvActPool2d(3, 4, 3), [torch.randn(2, 3, 8, 8)], 60, None, [].append)
+    tune.tune_on(machine, ConvActPool2d(3, 4, 3), [torch.randn(2, 3, 8, 8)], AMPLE, None, [].append)
     assert len(tables.read(path, "sm_90").plans) > 1, "what is there is added to"
 
 
@@ -495,10 +498,10 @@ def test_nothing_to_tune(machine, monkeypatch, tmp_path):
     with pytest.raises(tune.NothingToTune, match="the inputs are on none"):
         tune.tune_model(torch.nn.Linear(3, 3))
     with pytest.raises(tune.NothingToTune, match="platformdirs"):
-        tune.tune_on(machine, torch.nn.Linear(3, 3), [x], 60, None, print)
+        tune.tune_on(machine, torch.nn.Linear(3, 3), [x], AMPLE, None, print)
     monkeypatch.setattr(tables, "user_file", lambda arch: tmp_path / "sm_90.json")
     with pytest.raises(tune.NothingToTune, match="no op of this library"):
-        tune.tune_on(machine, torch.nn.Linear(3, 3), [x], 60, None, print)
+        tune.tune_on(machine, torch.nn.Linear(3, 3), [x], AMPLE, None, print)
     assert not list(tmp_path.iterdir())
 
 
@@ -576,6 +579,7 @@ def test_the_commands_say_what_they_need(file, monkeypatch, capsys):
     assert "unknown op 'nothing'" in error_of(bench_tune.main, "nothing")
     assert "unknown case 'nothing'" in error_of(bench_tune.main, OP.name, "--case", "nothing")
     assert "unknown dtype 'fp8'" in error_of(bench_tune.main, OP.name, "--dtype", "fp8")
+    assert "--plans must be at least 1" in error_of(bench_tune.main, OP.name, "--plans", "0")
     assert "--dry needs --out" in error_of(bench_tune.main, OP.name, "--dry")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert "device 'nonsense' cannot be used" in error_of(main, "tune", f"{file}:net", "--device", "nonsense")

@@ -61,7 +61,7 @@ class Tuner:
     """Tunes layers on a machine until `seconds` are over.
 
     revision: of the sources, for the rows. say: told of every pass, in a line. any_order: try plans that take sums in
-    another order, too, and tell of them; no row ever holds one.
+    another order, too, and tell of them; no row ever holds one. plans: to try for a pass, at the most.
     """
 
     def __init__(
@@ -72,8 +72,10 @@ class Tuner:
         revision: str,
         say: Callable[[str], Any] = tell,
         any_order: bool = False,
+        plans: int | None = None,
     ) -> None:
         self.machine, self.say, self.any_order, self.revision = machine, say, any_order, revision
+        self.plans = plans
         self.deadline = monotonic() + seconds
 
     def out_of_time(self) -> bool:
@@ -145,7 +147,7 @@ class Tuner:
                 keeps = plan.keeps_order(ladder, pass_, candidate)
                 if candidate in timed or not (keeps or self.any_order):
                     continue
-                if timed and self.out_of_time():
+                if timed and (len(timed) == self.plans or self.out_of_time()):
                     return
                 try:
                     calls = trial.calls(candidate, keeps)
