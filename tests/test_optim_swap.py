@@ -425,7 +425,7 @@ def test_sparse_gradients_as_torch_takes_them():
 
 @pytest.mark.parametrize("between", ["nothing", "unscaled", "clipped", "gone"])
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("rule", CASES)
+@pytest.mark.parametrize("rule", CASES[1:3])
 def test_a_gradient_scaler(rule, fused, between):
     """An overflow in the second step of four; between backward and step gradients are unscaled or clipped by the user,
     or are all gone in the third. Whether GradScaler leaves its work to the optimizer, how often it calls step (as

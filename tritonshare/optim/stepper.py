@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial, reduce
 from itertools import chain
 from math import isfinite
@@ -56,6 +57,13 @@ def addresses(gradients: Tensors) -> list[int]:
         return [g.data_ptr() if g.layout == torch.strided else NOWHERE for g in gradients]
 
 
+def with_memory(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    """The gradient, or zeros for one of torch's zeros that have no memory."""
+    if gradient is None or not gradient._is_zerotensor():
+        return gradient
+    return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device)
+
+
 def pointer_of(t: torch.Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
@@ -76,7 +84,11 @@ class Seen:
         self.weights: Tensors = list(map(local, parameters)) if self.distributed else parameters
         self.gradients: Gradients = list(map(local, gradients)) if self.distributed else gradients
         self.whole = all(map(there, gradients))
-        self.pointers = [*map(address, self.weights), *addresses(list(filter(there, self.gradients)))]
+        found = addresses(list(filter(there, self.gradients)))
+        if 0 in found:
+            self.gradients = list(map(with_memory, self.gradients))
+            found = addresses(list(filter(there, self.gradients)))
+        self.pointers = [*map(address, self.weights), *found]
         self.same = False
         if self.known and self.whole and self.pointers == before.pointers:
             self.pointers = before.pointers
@@ -156,7 +168,9 @@ class Stepper:
                 self.optimizer.state.setdefault(p, {}).update(state)
             layout.states = {}
         if layout.plain:
-            self._step_plain(layout.plain, seen, numbers, similarities, scale, skip)
+            made_in_it = any(place.parameter.is_inference() for place in layout.plain)
+            with torch.inference_mode() if made_in_it else nullcontext():  # else torch writes them no more
+                self._step_plain(layout.plain, seen, numbers, similarities, scale, skip)
         self.counts.spread()
         clip = self._clip(layout, scale)
         keep = "untouched" if scale is None else "unscaled"
