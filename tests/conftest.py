@@ -17,6 +17,7 @@ import fcntl
 import os
 import time
 from itertools import cycle
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,9 @@ def pytest_collection_modifyitems(config, items):
     wanted = lanes_of(config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1")
     kept, others = [], []
     for item in items:
+        if Path(__file__).parent not in item.path.parents:  # the benchmarks, collected beside the tests
+            kept.append(item)
+            continue
         marks = {mark.name for mark in item.iter_markers()} & set(LANES)
         if not marks:
             raise pytest.UsageError(f"{item.nodeid} names no lane")
