@@ -94,6 +94,16 @@ def test_damaged_cifar10_is_refused(tmp_path, damage, message):
         data.load("cifar10", tmp_path)
 
 
+def test_as_many_records_as_are_published_are_read_and_no_more(tmp_path, monkeypatch):
+    write_cifar10(tmp_path)
+    monkeypatch.setattr(data, "CIFAR10_MOST", 120)
+    assert len(data.load("cifar10", tmp_path).train_labels) == 100
+    monkeypatch.setattr(data, "CIFAR10_MOST", 119)
+    monkeypatch.setattr(data, "_read_cifar10_file", None)  # nothing is read before all sizes are known
+    with pytest.raises(data.DataError, match="has more than 119 records in its files"):
+        data.load("cifar10", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
