@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 import tritonshare
 from tritonshare import checkpoint, data, train
@@ -265,6 +266,147 @@ def test_bad_models_are_one_sentence(net):
     model[1].weight = model[0].weight
     with pytest.raises(ArgumentError, match="bits must be the same for 0 and 1, which have one weight"):
         tc.compress(model, {"0": 2, "1": 3})
+
+
+def of_hooks(norm):
+    def make():
+        model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        norm(model[0])
+        model(torch.ones(2, 16))  # a weight that was made in a forward is no leaf
+        return model
+
+    return make
+
+
+class Child(nn.Module):
+    """With a module that hides the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.training = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.__dict__.get("training", self._modules["training"])(x)
+
+
+def other_weight(change):
+    def make():
+        model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        model[0].weight = nn.Parameter(change(model[0].weight.detach()), requires_grad=False)
+        return model
+
+    return make
+
+
+def in_common():
+    model, base = nn.Sequential(nn.Linear(16, 16)), torch.arange(40.0)
+    for name, view in {"a": base[:30], "b": base[10:], "c": base[::2], "d": base[:1].expand(5)}.items():
+        model.register_buffer(name, view)
+    model.register_buffer("e", model[0].bias.detach()[3:])
+    return model
+
+
+ODD = {  # how a model is made, and the layers that are shared
+    "pruned": (of_hooks(lambda m: prune.l1_unstructured(m, "weight", 0.5)), {"1"}),
+    "pruned bias": (of_hooks(lambda m: prune.l1_unstructured(m, "bias", 0.5)), {"1"}),
+    "old weight_norm": (of_hooks(nn.utils.weight_norm), {"1"}),
+    "old spectral_norm": (of_hooks(nn.utils.spectral_norm), {"1"}),
+    "weight_norm": (of_hooks(nn.utils.parametrizations.weight_norm), {"1"}),
+    "spectral_norm": (of_hooks(nn.utils.parametrizations.spectral_norm), {"1"}),
+    "orthogonal": (of_hooks(nn.utils.parametrizations.orthogonal), {"1"}),
+    "training": (Child, {"training"}),
+    "float8": (other_weight(lambda w: w.to(torch.float8_e4m3fn)), {"1"}),
+    "complex": (other_weight(lambda w: w.to(torch.complex64)), {"1"}),
+    "a bias of another dtype": (other_weight(lambda w: w.double()), {"1"}),
+    "meta": (other_weight(lambda w: w.to("meta")), {"1"}),
+    "expanded": (other_weight(lambda w: w[:1].expand(16, 16)), {"0", "1"}),
+    "in common": (in_common, {"0"}),
+    "lazy": (lambda: nn.Sequential(nn.Linear(16, 16), nn.LazyLinear(4)), "not initialized"),
+    "sparse": (other_weight(lambda w: w.to_sparse()), "cannot be copied"),
+    "not to be copied": (lambda: Uncopied(), r"cannot be copied: 'not\\nme'"),
+}
+
+
+class Uncopied(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 16)
+
+    def __deepcopy__(self, memo):
+        raise KeyError("not\nme")
+
+
+@pytest.mark.filterwarnings("ignore")  # of old weight_norm
+@pytest.mark.parametrize("name", ODD)
+def test_odd_models_are_compressed_as_far_as_they_can_be_or_refused_in_one_sentence(tmp_path, name):
+    make, shared = ODD[name]
+    torch.manual_seed(0)
+    model = make()
+    if isinstance(shared, str):
+        with pytest.raises(ArgumentError, match=f"^compress: .*{shared}") as raised:
+            tc.compress(model, 2)
+        assert "\n" not in str(raised.value)
+        return
+    before, modes = state(model), [module.__dict__.get("training") for module in model.modules()]
+    small, report = tc.compress(model, 2)
+    assert report.bits.keys() == shared
+    assert all(layer.note for layer in report.layers)
+    assert name == "meta" or same(before, state(model))
+    assert modes == [module.__dict__.get("training") for module in model.modules()]
+    assert "training" in report.bits or small.training
+    if name not in ("float8", "complex", "a bias of another dtype", "meta"):  # which torch does not multiply so
+        model, small = model.eval() if name != "training" else model, small.eval() if name != "training" else small
+        x = torch.randn(3, 16)
+        plain = tc.decompress(small)
+        torch.testing.assert_close(plain(x), small(x))
+        if name not in ("training", "expanded", "in common"):
+            assert torch.equal(model[0](x), small[0](x))
+    if name == "meta":
+        with pytest.raises(ArgumentError, match=r"save: model has the state 0\.weight, which is on the meta device"):
+            tc.save(small, tmp_path / "small")
+        return
+    tc.save(small, tmp_path / "small")
+    loaded = make()
+    if name in ("expanded", "in common"):
+        refused(tmp_path / "small", loaded, "have memory in common") if name == "in common" else None
+        return
+    loaded = tc.load(tmp_path / "small", loaded)
+    assert same(state(loaded), state(small))
+
+
+def test_sentences_stay_short_whatever_a_model_or_file_says(tmp_path):
+    long = "x" * 2000
+    model = nn.ModuleDict({long: nn.Linear(16, 16), "\x1b[2J\n": nn.Linear(16, 16)})
+    assert max(map(len, str(tc.compress(model, 2)[1]).splitlines())) < 200
+    assert all(line.isprintable() for line in str(tc.compress(model, 2)[1]).splitlines())
+    path = tmp_path / ("y" * 200)
+    tc.save(tc.compress(model, 2)[0], path)
+    with pytest.raises(CheckpointError) as raised:
+        tc.load(path, nn.Linear(2, 2))
+    assert len(str(raised.value)) <= 600
+    other = nn.ModuleDict({long: nn.Linear(16, 8), "\x1b[2J\n": nn.Linear(16, 16)})
+    with pytest.raises(CheckpointError, match="has a weight of shape") as raised:
+        tc.load(path, other)
+    assert len(str(raised.value)) <= 600
+    assert str(raised.value).isprintable()
+    with torch.no_grad():
+        model[long].weight.fill_(torch.nan)
+    for wrong in ({}, {"skip": long + "z"}, {"bits": {long + "z": 1}}):
+        with pytest.raises(ArgumentError) as raised:
+            tc.compress(model, **wrong)
+        assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("wrong", [None, [], "x", 1, {}, {"mix": None}, {"mix": {}}, {"mix": {"kind": [], "shape": 1}}])
+def test_descriptions_that_are_none_are_refused(saved, wrong):
+    _, path = saved
+    tensors, metadata = checkpoint.read(path, MODEL)
+    for field in ("layers", "same"):
+        path.write_bytes(checkpoint.content(tensors, metadata | {field: wrong}, MODEL))
+        refused(path, Net(), "wrong|does not fit")
+    for field in ("kind", "shape", "bits", "codebooks"):
+        described = metadata["layers"] | {"mix": metadata["layers"]["mix"] | {field: wrong}}
+        path.write_bytes(checkpoint.content(tensors, metadata | {"layers": described}, MODEL))
+        refused(path, Net(), "wrong|does not fit")
 
 
 # Filters that are alike.

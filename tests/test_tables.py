@@ -151,6 +151,27 @@ def test_a_keeper_adds_to_what_is_there(tmp_path):
     assert tables.read(path, ARCH) == table_of(row)
 
 
+@reference
+@pytest.mark.parametrize("private", [False, True])
+def test_keepers_of_one_file_keep_each_others_rows(tmp_path, private):
+    path, (row,) = tmp_path / "table.json", good().plans.values()
+    first, second = (tables.Keeper(path, ARCH, private=private) for _ in range(2))
+    first.add([row])
+    second.add(good().verdicts.values())
+    assert first.table != second.table == tables.read(path, ARCH) == good()
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@reference
+def test_a_link_in_place_of_the_users_table_is_not_followed(tmp_path):
+    path, (row,) = tmp_path / "table.json", good().plans.values()
+    (tmp_path / "precious").write_text("precious")
+    path.symlink_to("precious")
+    tables.Keeper(path, ARCH, private=True).add([row])
+    assert tables.read(path, ARCH, private=True) == table_of(row)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 # What comes with the library.
 
 

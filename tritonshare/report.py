@@ -30,6 +30,7 @@ with _no_backend():
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+LINE = 10_000  # characters of a line with paths in it
 LOSS = records.number(0, 1e300)
 
 
@@ -149,6 +150,6 @@ def _curve(axes: Axes, values: Sequence[float], color: str, label: str) -> None:
 
 
 def table(rows: Mapping[str, str]) -> str:
-    """Names and values in two columns."""
+    """Names and values in two columns; a value, which may have a path in it, is one line."""
     width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<{width}}  {sentence(value, LINE)}" for name, value in rows.items())

@@ -38,7 +38,7 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise TargetError(f"{path} cannot be imported ({type(error).__name__}: {error})") from error
     return module
 
@@ -47,7 +47,7 @@ def _from_name(name: str) -> ModuleType:
     _search(Path.cwd())
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise TargetError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
 
 
@@ -62,7 +62,7 @@ def model_of(target: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     function = load(target)
     try:
         made = function()
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise TargetError(f"{target} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, (tuple, list)) or not made or not callable(made[0]):
         raise TargetError(f"{target} must return (module, *example inputs), but returned {type(made).__name__}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tritonshare import checkpoint, data, explain, files, records, report
+from tritonshare.files import sentence
 from tritonshare.nn import ConvActPool2d
 from tritonshare.options import (
     DEFAULT_EPOCHS,
@@ -325,7 +326,7 @@ def train_on(images: data.ImageSet, options: Options, device: torch.device) -> l
         raise OptionError(f"{folder / CHECKPOINT} has {len(history)} epochs already, more than --epochs {epochs}")
     if history:
         files.replace({folder / MODEL: run.exported()})
-        print(f"resumed after epoch {len(history)} from {folder / CHECKPOINT}", flush=True)
+        print(sentence(f"resumed after epoch {len(history)} from {folder / CHECKPOINT}", report.LINE), flush=True)
     if options.dtype == "float16" and device.type == "cpu":
         print("float16 is slow on a CPU, whose float32 and bfloat16 are not: an epoch may take minutes", flush=True)
 

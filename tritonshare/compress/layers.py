@@ -155,7 +155,10 @@ def _unfit(module: nn.Module) -> str:
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks"
     weight: Any = module.weight
-    fault = in_no_memory(weight) or ("" if weight.dtype in SHARED_DTYPES else str(weight.dtype).removeprefix("torch."))
+    bias, dtype = module._parameters.get("bias"), str(weight.dtype).removeprefix("torch.")
+    fault = in_no_memory(weight) or ("" if weight.dtype in SHARED_DTYPES else dtype)
+    if bias is not None and bias.dtype != weight.dtype:
+        fault = fault or f"{dtype} and its bias is not"
     return f"its weight is {fault}" if fault else ""
 
 
