@@ -15,8 +15,9 @@ Tiles    forward: BLOCK_M rows of x walk over y, BLOCK_N rows at a time, with th
          would keep few processors busy: there y is split, and `merge` finds the best of all splits' best
          backward_x: BLOCK_M rows, BLOCK_C columns at a time. backward_features: BLOCK_D columns of one piece of the
          pairs of one row of y, as in kernels/segment.py, whose sum_pieces adds up pieces
-Traffic  forward: x once per split (again for each block of y where K is more than BLOCK_RED), y once per BLOCK_M rows
-         of x, from the cache; 12 COUNT M written, and 16 TOP M more for each of several splits. No M N. backward: g,
+Traffic  similarity.row_squares first. forward: x once per split (again for each block of y where K is more than
+         BLOCK_RED), y once per BLOCK_M rows of x, from the cache; 12 COUNT M written, and 16 TOP M more for each of
+         several splits. No M N. backward: g,
          indices, x and the chosen rows of y read, dx written; dy: a sort of the indices, and x read COUNT times
 Work     2 B M N K forward; 2 or 3 B M COUNT K for each gradient
 Rounding as similarity.forward, but that near pairs' columns are added in trees of up to 32; gradients in fp32 but for
@@ -33,6 +34,7 @@ from .similarity import (
     finished,
     is_near,
     load_rows,
+    load_squares,
     place_in_splits,
     products,
     rows_of,
@@ -91,36 +93,18 @@ def largest_number(key):
 
 
 @triton.jit
-def held(x_ptr, x_rows, x_ok, SQUARES: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_RED: tl.constexpr):
-    """What a program keeps of its rows of x: their first BLOCK_RED columns and their squares [BLOCK_M]."""
-    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
-    s = tl.zeros([BLOCK_M], tl.float32)
-    if SQUARES:
-        s += squares(x)
-        for first in range(BLOCK_RED, K, BLOCK_RED):
-            s += squares(load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_RED))
-    return x, s
-
-
-@triton.jit
 def pairs(
-    x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
+    x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
     DISTANCE: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr,
     DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """w [BLOCK_M, BLOCK_N], of distances s + t - 2 d, and the squares t [BLOCK_N] of y where they are needed."""
-    squares_y: tl.constexpr = DISTANCE or FACTOR_Y is not None
+    """w [BLOCK_M, BLOCK_N], of distances s + t - 2 d; x are the first BLOCK_RED columns of its rows, which a program
+    keeps, s and t squares."""
     if K <= BLOCK_RED:
         y = load_rows(y_ptr, y_rows, y_ok, 0, K, BLOCK_RED)
-        t = tl.zeros([BLOCK_N], tl.float32)
-        if squares_y:
-            t = squares(y)
         w = dot(x, tl.trans(y), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), DOT_TYPE, PRECISION)
     else:
-        w, _, t = products(
-            x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, False, squares_y, K, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE,
-            PRECISION,
-        )  # fmt: skip
+        w = products(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION)
     if DISTANCE:
         w = s[:, None] + t[None, :] - 2.0 * w
     else:
@@ -128,7 +112,7 @@ def pairs(
             w = w * FACTOR_X(s, eps)[:, None]
         if FACTOR_Y is not None:
             w = w * FACTOR_Y(t, eps)[None, :]
-    return w, t
+    return w
 
 
 @triton.jit
@@ -216,8 +200,8 @@ def forward(
     y_ptr,  # [B, N, K]
     w_ptr,  # [B, M, COUNT]
     index_ptr,  # int64 [B, M, COUNT] or None
-    s_ptr,  # fp32 [B, M] or None: where squares of x are left
-    t_ptr,  # fp32 [B, N] or None: likewise of y
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
     partial_ptr,  # int64 [splits, B, M, TOP], keys and indices for `merge`, or None where there is one split
     M,
     N,
@@ -242,7 +226,8 @@ def forward(
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
-    x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
+    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
+    s = load_squares(s_ptr, x_rows, x_ok)
     best = tl.full([BLOCK_M], MISSING, tl.int32)
     index = tl.zeros([BLOCK_M], tl.int32)
     if COUNT > 1:
@@ -251,13 +236,11 @@ def forward(
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
-        w, t = pairs(
-            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, K, BLOCK_M, BLOCK_N,
+        t = load_squares(t_ptr, y_rows, y_ok)
+        w = pairs(
+            x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, K, BLOCK_M, BLOCK_N,
             BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
-        if t_ptr is not None:
-            if m == 0:
-                tl.store(t_ptr + y_rows, t, mask=y_ok)
         offs_n = start + tl.arange(0, BLOCK_N)
         keys = KEY(w)
         if distance:
@@ -278,9 +261,6 @@ def forward(
         else:
             top = entered(top, keys, offs_n)
 
-    if s_ptr is not None:
-        if split == 0:
-            tl.store(s_ptr + x_rows, s, mask=x_ok)
     if COUNT == 1:
         top = ((best.to(tl.int64) << 32) + index)[:, None]
     if partial_ptr is None:

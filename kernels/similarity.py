@@ -11,15 +11,16 @@ Math     d = <x_i, y_j>,  s = |x_i|^2,  t = |y_j|^2;  with factors f of s and h 
          backward        p_i = sum over j of g_ij h_j y_j;  dx_i = f p_i + 2 f'(s) <x_i, p_i> x_i: no w is needed.
                          Distances: a_ij = 2 g dw/dq, from w;  dx_i = sum over j of a_ij (x_i - y_j), as
                          x_i sum(a) - sum(a y) where that does not cancel. dy is the same with x and y changed over
-Tiles    forward: BLOCK_M x BLOCK_N of w; the sums of squares come out of the same pass over K.
+Tiles    row_squares: BLOCK_M rows of either matrix, BLOCK_C columns at a time. forward: BLOCK_M x BLOCK_N of w.
          backward: BLOCK_M rows x BLOCK_C columns of a gradient, over one split of the other rows, BLOCK_N at a time.
          Where a row's <x, p> needs more than one tile, or there are several splits, fp32 sums go through memory to
          `finish`
-Traffic  forward: x and y read, w written, 4 (M + N) bytes of squares for a backward. backward: g, both matrices (and
-         w, of distances) read, a gradient written, for each of dx and dy; through `finish`, 8 splits M K more. w of
-         distances is written by another forward just before: nothing of M N is kept in between
+Traffic  row_squares: the matrices that are squared read, 4 bytes a row written, which a backward reads again. forward:
+         x, y and squares read, w written. backward: g, both matrices (and w, of distances) read, a gradient written,
+         for each of dx and dy; through `finish`, 8 splits M K more. w of distances is written by another forward just
+         before: nothing of M N is kept in between
 Work     2 B M N K forward, and as much for each gradient; of distances once more. Near pairs 3 K more each, of their
-         whole tile
+         whole tile. row_squares 2 B (M + N) K
 Rounding operands in their own type (fp32 in TF32 or in three products of TF32, as told); fp32 sums and squares, IEEE
          division and root; one rounding on the way out
 Order    sums over K and over rows in blocks, in turn; splits in turn. What decides the blocks is never the number of
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import dot
+from .tile import dot, settled
 
 GROUP = tl.constexpr(8)  # rows of tiles that are computed together, so that they find each other's operands in L2
 TINY = tl.constexpr(2.0**-126)
@@ -187,24 +188,37 @@ def squares(x):
 
 
 @triton.jit
+def store_squares(ptr, squares_ptr, block, count, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    rows, ok = rows_of(block, 0, count, BLOCK_M)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for first in range(0, K, BLOCK_C):
+        total += squares(load_rows(ptr, rows, ok, first, K, BLOCK_C))
+    tl.store(squares_ptr + rows, total, mask=ok)
+
+
+@triton.jit
+def load_squares(ptr, rows, ok):
+    """Of rows; None where none are kept."""
+    found = None
+    if ptr is not None:
+        found = tl.load(ptr + rows, mask=ok, other=0.0)
+    return found
+
+
+@triton.jit
 def products(
-    x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, SQUARES_X: tl.constexpr, SQUARES_Y: tl.constexpr, K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """d [BLOCK_M, BLOCK_N], s [BLOCK_M] and t [BLOCK_N], fp32; s and t are 0 where they are not asked for."""
+    """d [BLOCK_M, BLOCK_N], fp32."""
+    # Squares do not come out of the same tiles: what is loaded for a product is for nothing else, or a round of the
+    # loop may write into the shared memory that a product still reads (see bench/hazards.py).
     d = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    s = tl.zeros([BLOCK_M], tl.float32)
-    t = tl.zeros([BLOCK_N], tl.float32)
     for first in range(0, K, BLOCK_RED):
         x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_RED)
         y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_RED)
-        if SQUARES_X:
-            s += squares(x)
-        if SQUARES_Y:
-            t += squares(y)
         d = dot(x, tl.trans(y), d, DOT_TYPE, PRECISION)
-    return d, s, t
+    return d
 
 
 @triton.jit
@@ -236,17 +250,15 @@ def is_near(q, s, t, x_ok, y_ok, NEAR: tl.constexpr):
 
 @triton.jit
 def similarities(
-    x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, gamma, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
+    x_ptr, y_ptr, s_ptr, t_ptr, x_rows, x_ok, y_rows, y_ok, gamma, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
     VALUE: tl.constexpr, NEAR: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """w [BLOCK_M, BLOCK_N] fp32 of rows, and their squares where w needs them."""
-    distance: tl.constexpr = VALUE is not None
-    d, s, t = products(
-        x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, distance or FACTOR_X is not None, distance or FACTOR_Y is not None, K,
-        BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
-    )  # fmt: skip
-    if distance:
+    """w [BLOCK_M, BLOCK_N] fp32 of rows."""
+    d = products(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION)
+    s = load_squares(s_ptr, x_rows, x_ok)
+    t = load_squares(t_ptr, y_rows, y_ok)
+    if VALUE is not None:
         w = s[:, None] + t[None, :] - 2.0 * d
         near = is_near(w, s, t, x_ok, y_ok, NEAR)
         if any_of(near):
@@ -258,7 +270,7 @@ def similarities(
             w = w * FACTOR_X(s, eps)[:, None]
         if FACTOR_Y is not None:
             w = w * FACTOR_Y(t, eps)[None, :]
-    return w, s, t
+    return w
 
 
 @triton.jit
@@ -273,13 +285,36 @@ def place_of(pid, tiles_m, tiles_n):
     return matrix, first + pid % rows, pid // rows
 
 
+@triton.jit(do_not_specialize=["M", "N"])
+def row_squares(
+    x_ptr,  # [M, K]
+    s_ptr,  # fp32 [M]
+    y_ptr,  # [N, K] or None
+    t_ptr,  # fp32 [N] or None
+    M: tl.int64,  # rows in all matrices
+    N: tl.int64,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Squares of the rows of x and, where there is a y, of y."""
+    pid = tl.cast(tl.program_id(0), tl.int64)
+    of_x = tl.cdiv(M, BLOCK_M)
+    if y_ptr is None:  # noqa: SIM114 - a branch of its own: it is decided when compiling
+        store_squares(x_ptr, s_ptr, pid, M, K, BLOCK_M, BLOCK_C)
+    elif pid < of_x:
+        store_squares(x_ptr, s_ptr, pid, M, K, BLOCK_M, BLOCK_C)
+    else:
+        store_squares(y_ptr, t_ptr, pid - of_x, N, K, BLOCK_M, BLOCK_C)
+
+
 @triton.jit(do_not_specialize=["M", "n_units", "gamma", "eps"])
 def forward(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
     w_ptr,  # [B, M, N]
-    s_ptr,  # fp32 [B, M] or None: where squares of x are left
-    t_ptr,  # fp32 [B, N] or None: likewise of y
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
     M,
     n_units,  # N / N_UNIT
     gamma,
@@ -301,20 +336,14 @@ def forward(
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
     y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
 
-    w, s, t = similarities(
-        x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, gamma, eps, FACTOR_X, FACTOR_Y, VALUE, NEAR, K, BLOCK_M, BLOCK_N,
-        BLOCK_RED, DOT_TYPE, PRECISION,
+    w = similarities(
+        x_ptr, y_ptr, s_ptr, t_ptr, x_rows, x_ok, y_rows, y_ok, gamma, eps, FACTOR_X, FACTOR_Y, VALUE, NEAR, K, BLOCK_M,
+        BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
     )  # fmt: skip
 
     offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
     ok = x_ok[:, None] & y_ok[None, :]
     tl.store(w_ptr + (x_rows[:, None] * N + offs_n[None, :]), w.to(w_ptr.dtype.element_ty), mask=ok)
-    if s_ptr is not None:
-        if n == 0:
-            tl.store(s_ptr + x_rows, s, mask=x_ok)
-    if t_ptr is not None:
-        if m == 0:
-            tl.store(t_ptr + y_rows, t, mask=y_ok)
 
 
 @triton.jit
@@ -416,6 +445,8 @@ def backward(
             weight += tl.sum(a.to(DOT_TYPE).to(tl.float32), axis=1)
         y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_C)
         p = dot(a, y, p, DOT_TYPE, PRECISION)
+        if FACTOR_Y is not None:
+            p = settled(p)
 
     if SLOPE is not None:
         x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)

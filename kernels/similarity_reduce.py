@@ -16,9 +16,10 @@ Tiles    forward: BLOCK_M rows of x (x BLOCK_C columns of values) walk over one 
          backward: BLOCK_M rows of a gradient, BLOCK_C columns of it, walk over one split of the rows of the other
          matrix. What has several splits goes through memory in fp32: to similarity.finish, which adds them, and of a
          softmax to `merge`
-Traffic  x once per split (again for each block of y where K is more than BLOCK_RED), y and v once per BLOCK_M rows of
-         x, from the cache; o, and 8 M bytes of h and u for a backward, written. No M N in any pass. With several splits
-         8 (D + 2) bytes more for each and row of x, and as much for columns of gradients
+Traffic  similarity.row_squares before forward, and again before backward. x once per split (again for each block of y
+         where K is more than BLOCK_RED), y and v once per BLOCK_M rows of x, from the cache; o, and 8 M bytes of h and
+         u for a backward, written. No M N in any pass. With several splits 8 (D + 2) bytes more for each and row of x,
+         and as much for columns of gradients
 Work     2 B M N (K + D) forward; backward: w again in each pass, once per block of columns: 2 B M N (2 K + D) for each
          of dx and dy, 2 B M N (K + D) for dv and for the sums of delta
 Rounding as in similarity, and an error of c w is one of an exponent; p is rounded to the values' type where it is
@@ -30,7 +31,7 @@ Order    rows of y (of x in dy and dv) in blocks, in turn, then splits in turn. 
 import triton
 import triton.language as tl
 
-from .nearest import held, largest_first, largest_number
+from .nearest import largest_first, largest_number
 from .nearest import pairs as pairs_but_near
 from .similarity import (
     any_of,
@@ -38,6 +39,7 @@ from .similarity import (
     finished,
     is_near,
     load_rows,
+    load_squares,
     near_gradients,
     place_in_splits,
     products,
@@ -56,20 +58,20 @@ def largest_of(w):
 
 @triton.jit
 def pairs(
-    x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
+    x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
     DISTANCE: tl.constexpr, NEAR: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_RED: tl.constexpr, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """w [BLOCK_M, BLOCK_N], or q of distances; and the squares t [BLOCK_N] of y where they are needed."""
-    w, t = pairs_but_near(
-        x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, DISTANCE, K, BLOCK_M, BLOCK_N,
+    """w [BLOCK_M, BLOCK_N], or q of distances; arguments as of nearest.pairs."""
+    w = pairs_but_near(
+        x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, DISTANCE, K, BLOCK_M, BLOCK_N,
         BLOCK_RED, DOT_TYPE, PRECISION,
     )  # fmt: skip
     if DISTANCE:
         near = is_near(w, s, t, x_ok, y_ok, NEAR)
         if any_of(near):
             w = tl.where(near, square_distances(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N), w)
-    return w, t
+    return w
 
 
 @triton.jit
@@ -102,6 +104,8 @@ def value_of(w, gamma, VALUE: tl.constexpr):
 def forward(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
     o_ptr,  # [B, M]
     partial_ptr,  # fp32 [splits, B, M], or None where there is one split
     M,
@@ -123,13 +127,15 @@ def forward(
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
-    x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
+    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
+    s = load_squares(s_ptr, x_rows, x_ok)
     total = tl.zeros([BLOCK_M], tl.float32)
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
-        w, _ = pairs(
-            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
+        t = load_squares(t_ptr, y_rows, y_ok)
+        w = pairs(
+            x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         total += tl.sum(tl.where(y_ok[None, :], value_of(w, gamma, VALUE), 0.0), axis=1)
@@ -144,6 +150,8 @@ def forward(
 def forward_softmax(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
     v_ptr,  # [B, N, D]
     o_ptr,  # [B, M, D]
     high_ptr,  # fp32 [B, M] or None: where h is left
@@ -172,15 +180,17 @@ def forward_softmax(
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), D, BLOCK_M, BLOCK_C)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
-    x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
+    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
+    s = load_squares(s_ptr, x_rows, x_ok)
     high = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
-        w, _ = pairs(
-            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
+        t = load_squares(t_ptr, y_rows, y_ok)
+        w = pairs(
+            x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         w = tl.where(y_ok[None, :], value_of(w, gamma, VALUE) * scale, float("-inf"))
@@ -268,10 +278,9 @@ def slopes(
     if high_ptr is None:
         g = tl.load(g_ptr + x_rows, mask=x_ok, other=0.0).to(tl.float32)
     else:
-        e, _, _ = products(
-            first_ptr, second_ptr, rows, ok, others, others_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE,
-            PRECISION,
-        )  # fmt: skip
+        e = products(
+            first_ptr, second_ptr, rows, ok, others, others_ok, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
+        )
         g = slopes_of_softmax(w, e, scale, high_ptr, unit_ptr, delta_ptr, x_rows, x_ok)
     return tl.where(ok[:, None] & others_ok[None, :], g, 0.0)
 
@@ -280,6 +289,8 @@ def slopes(
 def deltas(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
     g_ptr,  # [B, M, D]
     v_ptr,  # [B, N, D]
     high_ptr,  # fp32 [B, M]
@@ -307,21 +318,21 @@ def deltas(
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
-    x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
+    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
+    s = load_squares(s_ptr, x_rows, x_ok)
     total = tl.zeros([BLOCK_M], tl.float32)
     delta = tl.zeros([BLOCK_M], tl.float32)
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
-        w, _ = pairs(
-            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
+        t = load_squares(t_ptr, y_rows, y_ok)
+        w = pairs(
+            x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         p = shares(value_of(w, gamma, VALUE), scale, high_ptr, unit_ptr, x_rows[:, None], x_ok[:, None])
         p = tl.where(y_ok[None, :], p, 0.0)
-        e, _, _ = products(
-            g_ptr, v_ptr, x_rows, x_ok, y_rows, y_ok, False, False, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION
-        )
+        e = products(g_ptr, v_ptr, x_rows, x_ok, y_rows, y_ok, D, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION)
         total += tl.sum(p, axis=1)
         delta += tl.sum(tl.where(p == 0.0, 0.0, p * e), axis=1)
 
@@ -334,6 +345,8 @@ def deltas(
 def backward(
     x_ptr,  # [B, M, K]: the matrix whose gradient it is
     y_ptr,  # [B, N, K]: the other one
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
     g_ptr,  # gradient of the output: [B, M], or [B, M, D] of softmax; N for M where SWAPPED
     v_ptr,  # [B, N, D], of softmax; else None; M for N where SWAPPED
     high_ptr,  # fp32 [B, M], of softmax; N where SWAPPED
@@ -341,7 +354,6 @@ def backward(
     delta_ptr,  # fp32 [B, M, 2], of softmax: the sums of `deltas`; N where SWAPPED
     dx_ptr,  # [B, M, K]
     partial_ptr,  # fp32 [splits, B, M, K], sums for `finish`; None where there is one split and nothing for it to add
-    s_ptr,  # fp32 [B, M] or None: where squares of x are left for `finish`
     M,
     N,
     per_split,  # rows of y, a multiple of BLOCK_N
@@ -369,14 +381,16 @@ def backward(
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), K, BLOCK_M, BLOCK_C)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
-    x, s = held(x_ptr, x_rows, x_ok, distance or FACTOR_X is not None, K, BLOCK_M, BLOCK_RED)
+    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
+    s = load_squares(s_ptr, x_rows, x_ok)
     p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)  # of x in a distance's gradient
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
-        q, t = pairs(
-            x, s, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
+        t = load_squares(t_ptr, y_rows, y_ok)
+        q = pairs(
+            x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         w = value_of(q, gamma, VALUE)
@@ -409,15 +423,14 @@ def backward(
         store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
     else:
         store_rows(partial_ptr, p, x_rows + split * count, x_ok, first, K, BLOCK_C)
-    if s_ptr is not None:
-        if (first == 0) & (split == 0):
-            tl.store(s_ptr + x_rows, s, mask=x_ok)
 
 
 @triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
 def backward_values(
     y_ptr,  # [B, N, K]
     x_ptr,  # [B, M, K]
+    t_ptr,  # fp32 [B, N] or None: squares of y
+    s_ptr,  # fp32 [B, M] or None: squares of x
     g_ptr,  # [B, M, D]
     high_ptr,  # fp32 [B, M]
     unit_ptr,  # fp32 [B, M]
@@ -445,13 +458,15 @@ def backward_values(
     distance: tl.constexpr = VALUE is not None
     split, matrix, n, first, count = place_in_splits(N, tl.cdiv(M, per_split), D, BLOCK_M, BLOCK_C)
     y_rows, y_ok = rows_of(n, matrix, N, BLOCK_M)
-    y, t = held(y_ptr, y_rows, y_ok, distance or FACTOR_Y is not None, K, BLOCK_M, BLOCK_RED)
+    y = load_rows(y_ptr, y_rows, y_ok, 0, K, BLOCK_RED)
+    t = load_squares(t_ptr, y_rows, y_ok)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, M), BLOCK_N):
         x_rows, x_ok = rows_of(start // BLOCK_N, matrix, M, BLOCK_N)
-        w, _ = pairs(
-            y, t, y_ptr, x_ptr, y_rows, y_ok, x_rows, x_ok, eps, FACTOR_Y, FACTOR_X, distance, NEAR, K, BLOCK_M,
+        s = load_squares(s_ptr, x_rows, x_ok)
+        w = pairs(
+            y, t, s, y_ptr, x_ptr, y_rows, y_ok, x_rows, x_ok, eps, FACTOR_Y, FACTOR_X, distance, NEAR, K, BLOCK_M,
             BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
         )  # fmt: skip
         p = shares(value_of(w, gamma, VALUE), scale, high_ptr, unit_ptr, x_rows[None, :], x_ok[None, :])

@@ -57,3 +57,12 @@ def dot(a, b, acc, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr):
     """acc + a @ b in fp32. DOT_TYPE is the operands' type: their own on a device, fp32 for bf16 in the interpreter,
     which cannot compute with bf16. PRECISION says how fp32 operands are multiplied: "tf32" or "ieee"."""
     return tl.dot(a.to(DOT_TYPE), b.to(DOT_TYPE), acc, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
+def settled(acc):
+    """A sum of products, waited for in the round of the loop that made it. It has to be where it is the round's only
+    one and its first operand is computed from what the loop loads: on sm_90 Triton 3.6 would go on to the next round,
+    and compute that operand anew in registers that are being read. An addition is the cheapest use of the sum that the
+    compiler does not see through: one instruction an element."""
+    return acc + 0.0

@@ -1,6 +1,6 @@
-"""Every kernel of every op, compiled for real chips as its launches would be: no spills, matrix instructions, wide
-accesses, no shuffles in the pooling, and nothing lost against the record. Layers, plans and launches come from the
-registry."""
+"""Every kernel of every op, compiled for real chips as its launches would be: no hazards, no spills, matrix
+instructions, wide accesses, no shuffles in the pooling, and nothing lost against the record. Layers, plans and launches
+come from the registry."""
 
 from collections import Counter
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench import codegen
+from bench.hazards import hazards
 from bench.launches import numbers, record_call
 from bench.sass import inspect
 from tests.ops import cases
@@ -37,8 +38,10 @@ def test_compiles_well(op, case, dtype, arch, layout):
     assert recorded.launches
     before = Counter()
     for launch in recorded.launches:
-        code = inspect(launch.compile(arch))
+        compiled = launch.compile(arch)
+        code = inspect(compiled)
         told = f"{launch.kernel} [{launch.plan}] {code}"
+        assert hazards(compiled) == [], told
         assert not code.spilled, told
         assert code.shared_bytes <= plan.DEVICES[arch].shared, told
         multiplies = "PRECISION" in launch.launcher.constants

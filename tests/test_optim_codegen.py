@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import codegen
+from bench.hazards import hazards
 from bench.sass import inspect
 from bench.steps import STATES, STEPS
 from tests.ops import OPS
@@ -20,13 +21,15 @@ def named(steps):
     return [pytest.param(step, id=f"{step.rule}-{step.dtype}-{step.case}".replace(" ", "_")) for step in steps]
 
 
-def compiled(step, arch):
+def compiled_launches(step, arch):
     launches, _ = step.launches(arch)
     assert launches
     for launch in launches:
-        code = inspect(launch.compile(arch))
+        compiled = launch.compile(arch)
+        code = inspect(compiled)
         told = f"{launch.kernel} [{launch.plan}] {code}"
         assert code.shared_bytes <= plan.DEVICES[arch].shared, told
+        assert hazards(compiled) == [], told
         assert not code.spilled, told
         yield launch, code, told
 
@@ -34,7 +37,7 @@ def compiled(step, arch):
 @pytest.mark.parametrize("step", named(STEPS))
 def test_compiles_well(step):
     before = Counter()
-    for launch, code, told in compiled(step, codegen.RECORDED["arch"]):
+    for launch, code, told in compiled_launches(step, codegen.RECORDED["arch"]):
         row = {"op": step.rule, "case": step.case, "dtype": step.dtype, **codegen.compiled(launch, code)}
         assert codegen.against_record(row, before[launch.kernel]) == [], told
         before[launch.kernel] += 1
@@ -58,7 +61,7 @@ def accesses(step, launch):
 @pytest.mark.parametrize("arch", [arch for arch in plan.DEVICES if arch != codegen.RECORDED["arch"]])
 @pytest.mark.parametrize("step", named(s for s in STEPS if s.rule == "AdamW" and s.aligned))
 def test_compiles_for_every_chip(step, arch):
-    assert [*compiled(step, arch)]
+    assert [*compiled_launches(step, arch)]
 
 
 def test_rules_are_no_names_of_ops():

@@ -117,8 +117,7 @@ class PairsProblem(RowsProblem):
 
     @cached_property
     def ladder(self) -> Ladder:
-        squares = 2 if self.distance else sum(self.saves)
-        return Ladder(self.n, self.k, self.dtype.itemsize, self.count, squares, self.facts)
+        return Ladder(self.n, self.k, self.dtype.itemsize, self.count, sum(self.squared), self.facts)
 
     @cached_property
     def _code(self) -> ModuleType:
@@ -175,26 +174,18 @@ class PairsProblem(RowsProblem):
 
     # The way of the tensors.
 
-    def allocate_squares(self, x, y, save: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        s, t = (
-            torch.empty(of.shape[:-1], dtype=torch.float32, device=self.device) if save and saved else None
-            for of, saved in zip((x, y), self.saves, strict=True)
-        )
-        return s, t
-
     def _choose(self, x, y, values, indices, s, t) -> None:
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
+        x, y = x.contiguous(), y.contiguous()
+        s, t = self.squares(x, y, s, t)
         if values.numel() == 0:
-            if t is not None:
-                torch.sum(y.float().square(), -1, out=t)
             return
         programs = matrices * ceil_div(m, self.plans["forward"]["BLOCK_M"])
         splits, rows = self.splits(programs)
         partial = None
         if splits > 1:
             partial = torch.empty((splits, matrices * m, self._top), dtype=torch.int64, device=self.device)
-        given = (x.contiguous(), y.contiguous(), values, indices, s, t, partial)
-        self._forward(splits * programs, *given, m, self.n, rows, self.gamma, self.eps)
+        self._forward(splits * programs, x, y, values, indices, s, t, partial, m, self.n, rows, self.gamma, self.eps)
         if partial is not None:
             self._merge(splits)(matrices * m, partial, values, indices, splits, matrices * m, self.gamma)
 
@@ -281,7 +272,7 @@ class NearestProblem(PairsProblem):
         shape = (*x.shape[:-1], self.count)
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
         indices = torch.empty(shape, dtype=torch.int64, device=self.device)
-        return values, indices, *self.allocate_squares(x, features, save)
+        return values, indices, *self.empty_squares(x, features, self.kept[2:] if save else (False, False))
 
     def forward(self, x, features, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = self.allocate(x, features, save=save)
@@ -299,4 +290,4 @@ class NearestProblem(PairsProblem):
 
     def scratch(self, batch: int) -> int:
         """The indices are public, too."""
-        return int(batch > 0)
+        return super().scratch(batch) + int(batch > 0)

@@ -50,7 +50,7 @@ class MaximumProblem(PairsProblem):
     def allocate(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         out = torch.empty(x.shape[:-1], dtype=self.dtype, device=self.device)
         indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=self.device) if save else None
-        return out, indices, *self.allocate_squares(x, y, save)
+        return out, indices, *self.empty_squares(x, y, self.kept[2:] if save else (False, False))
 
     def forward(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = self.allocate(x, y, values, save=save)
@@ -166,8 +166,7 @@ class TotalProblem(RowsProblem):
 
     @cached_property
     def ladder(self) -> Ladder:
-        of = self.functions
-        squares = 2 if self.distance else (of.factor_x is not None) + (of.factor_y is not None)
+        squares = sum(self.squared)
         return Ladder(self.n, self.k, self.d, self.dtype.itemsize, squares, self.distance, self._widened, self.facts)
 
     @property
@@ -268,14 +267,15 @@ class TotalProblem(RowsProblem):
         splits, rows = self.splits_of_y()
         partial = self._partial(splits, *out.shape) if splits > 1 else None
         grid, numbers = splits * self._grid("forward", matrices, m, self.d), (m, self.n, rows, self.gamma, self.eps)
+        x, y = x.contiguous(), y.contiguous()
+        rows_given = (x, y, *self.squares(x, y))
         if not self.d:
-            self._forward(grid, x.contiguous(), y.contiguous(), out, partial, *numbers)
+            self._forward(grid, *rows_given, out, partial, *numbers)
             if partial is not None:
                 self._add(self._adders["forward"], partial, out)
             return outs
         ends = None if partial is None else self._partial(splits, *x.shape[:-1], 2)
-        given = (x.contiguous(), y.contiguous(), values.contiguous())
-        self._forward(grid, *given, out, high, unit, partial, ends, *numbers, self.scale)
+        self._forward(grid, *rows_given, values.contiguous(), out, high, unit, partial, ends, *numbers, self.scale)
         if partial is not None:
             sizes, count = self._merge.plan, matrices * m
             grid = ceil_div(count, sizes["BLOCK_M"]) * ceil_div(self.d, sizes["BLOCK_C"])
@@ -300,37 +300,38 @@ class TotalProblem(RowsProblem):
         x, y, values = (None if t is None else t.contiguous() for t in tensors)
         grad = grad.contiguous()
         _, high, unit, _ = outs
-        delta = self._delta(x, y, grad, values, high, unit) if self.d and any(needs[:2]) else None
+        s, t = self.squares(x, y)
+        delta = self._delta(x, y, s, t, grad, values, high, unit) if self.d and any(needs[:2]) else None
         softmax = (grad, values, high, unit, delta)
         if dx is not None:
-            self._gradient("backward_x", dx, x, y, *softmax)
+            self._gradient("backward_x", dx, x, y, s, t, *softmax)
         if dy is not None:
-            self._gradient("backward_y", dy, y, x, *softmax)
+            self._gradient("backward_y", dy, y, x, t, s, *softmax)
         if dv is not None:
             matrices, m = x.shape[:-2].numel(), x.shape[-2]
             splits, rows = self.splits_of_x(matrices, m, self.d)
             partial = self._partial(splits, *dv.shape) if splits > 1 else None
             grid = splits * self._grid("backward_values", matrices, self.n, self.d)
             numbers = (self.n, m, rows, self.gamma, self.eps, self.scale)
-            self._backward_values(grid, y, x, grad, high, unit, dv, partial, *numbers)
+            self._backward_values(grid, y, x, t, s, grad, high, unit, dv, partial, *numbers)
             if partial is not None:
                 self._add(self._adders["backward_values"], partial, dv)
         return grads
 
-    def _delta(self, x, y, grad, values, high, unit) -> torch.Tensor:
+    def _delta(self, x, y, s, t, grad, values, high, unit) -> torch.Tensor:
         """What is taken off a softmax's gradient, as two sums [..., M, 2]: their quotient."""
         splits, rows = self.splits_of_y()
         sums = self._partial(splits, *high.shape, 2)
         grid = splits * x.shape[:-2].numel() * ceil_div(x.shape[-2], self.plans["backward_x"]["BLOCK_M"])
         numbers = (x.shape[-2], self.n, rows, self.gamma, self.eps, self.scale)
-        self._deltas(grid, x, y, grad, values, high, unit, sums, *numbers)
+        self._deltas(grid, x, y, s, t, grad, values, high, unit, sums, *numbers)
         if splits == 1:
             return sums[0]
         delta = torch.empty_like(sums[0])
         self._add(self._adders["deltas"], sums, delta)
         return delta
 
-    def _gradient(self, name: str, dx, x, y, *softmax: torch.Tensor | None) -> None:
+    def _gradient(self, name: str, dx, x, y, s, t, *softmax: torch.Tensor | None) -> None:
         """The gradient of x, which may be either matrix."""
         of, swapped = self.functions, name == "backward_y"
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
@@ -338,10 +339,9 @@ class TotalProblem(RowsProblem):
         through = of.through_y if swapped else of.through_x
         finished = splits == 1 and (through is None or self.k <= self.plans[name]["BLOCK_C"])
         partial = None if finished else self._partial(splits, *dx.shape)
-        s = None if finished or through is None else self._partial(*x.shape[:-1])
         launcher = self._backward_y if swapped else self._backward_x
         grid = splits * self._grid(name, matrices, m, self.k)
-        launcher(grid, x, y, *softmax, dx, partial, s, m, n, rows, self.gamma, self.eps, self.scale)
+        launcher(grid, x, y, s, t, *softmax, dx, partial, m, n, rows, self.gamma, self.eps, self.scale)
         if partial is not None:
             self._add(self._adders[name], partial, dx, x, s)
 

@@ -102,6 +102,9 @@ class RowsProblem(plan.Planned):
         self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
         self.functions = KINDS[kind]
         self.distance = kind in DISTANCES
+        # whose rows' squares similarities need: of y only where of x, too
+        self.squared = (self.distance or self.functions.factor_x is not None,
+                        self.distance or self.functions.factor_y is not None)  # fmt: skip
 
     @cached_property
     def _numbers(self) -> dict[str, Any]:
@@ -131,14 +134,50 @@ class RowsProblem(plan.Planned):
         tiles = matrices * ceil_div(self.n, 64) * ceil_div(columns, 128)
         return in_steps(m, ceil_div(2 * self.facts.processors, tiles))
 
+    @cached_property
+    def _row_squares(self) -> launch.Launcher:
+        from ...kernels import similarity
+
+        return launch.Launcher(similarity.row_squares, {"K": self.k}, self._flat(self.k), self.device)
+
+    def empty_squares(self, x, y, wanted: Sequence[bool]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        s, t = (
+            torch.empty(of.shape[:-1], dtype=torch.float32, device=self.device) if it else None
+            for of, it in zip((x, y), wanted, strict=True)
+        )
+        return s, t
+
+    def squares(self, x, y, s=None, t=None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Squares of the rows of x and y, which are contiguous, where similarities need them; in s and t if given."""
+        if x.numel() == 0 or y.numel() == 0:  # none is read
+            for rows in (s, t):
+                if rows is not None:
+                    rows.zero_()
+            return s, t
+        if s is None and t is None:
+            s, t = self.empty_squares(x, y, self.squared)
+        m, n = (0 if rows is None else rows.numel() for rows in (s, t))
+        if m:
+            block = self._row_squares.plan["BLOCK_M"]
+            self._row_squares(ceil_div(m, block) + ceil_div(n, block), x, s, None if t is None else y, t, m, n)
+        return s, t
+
+    def scratch(self, batch: int) -> int:
+        """How many tensors a call without gradients makes beside its output."""
+        return sum(self.squared) if batch and self.n else 0
+
+    @staticmethod
+    def _flat(columns: int) -> Plan:
+        """Sizes of a kernel that reads rows of so many columns, each on its own."""
+        block = power_of_two(columns, 16, 256)
+        return Plan.of(BLOCK_M=max(4, 2048 // block), BLOCK_C=block, num_stages=1)
+
     def _adder(self, columns: int, factor: Any = None, through: Any = None) -> launch.Launcher:
         """The kernel that adds splits, of results [rows, columns]."""
         from ...kernels import similarity
 
-        block = power_of_two(columns, 16, 256)
-        sizes = Plan.of(BLOCK_M=max(4, 2048 // block), BLOCK_C=block, num_stages=1)
         constants = {"K": columns, "FACTOR": factor, "THROUGH": through}
-        return launch.Launcher(similarity.finish, constants, sizes, self.device)
+        return launch.Launcher(similarity.finish, constants, self._flat(columns), self.device)
 
     def _add(self, adder: launch.Launcher, partial: torch.Tensor, out: torch.Tensor, x=None, s=None) -> None:
         """`partial`, fp32 [splits, *out.shape], into `out`; with a factor, `x` and its squares."""
@@ -167,15 +206,13 @@ class SimilarityProblem(RowsProblem):
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
         super().__init__(tensors, options, *options)
-        self.saves = (self.distance or self.functions.factor_x is not None,
-                      self.distance or self.functions.factor_y is not None)  # fmt: skip
-        self.kept = (False, *self.saves)
+        self.kept = (False, *self.squared)
 
     # Plans and launchers.
 
     @cached_property
     def ladder(self) -> Ladder:
-        return Ladder(self.n, self.k, self.dtype.itemsize, sum(self.saves), self.distance, self.facts)
+        return Ladder(self.n, self.k, self.dtype.itemsize, sum(self.squared), self.distance, self.facts)
 
     @cached_property
     def _code(self) -> ModuleType:
@@ -189,7 +226,7 @@ class SimilarityProblem(RowsProblem):
         digits."""
         import triton.language as tl
 
-        if self.dtype == torch.float16 and any(self.saves):
+        if self.dtype == torch.float16 and any(self.squared):
             return {"DOT_TYPE": tl.float32, "PRECISION": "ieee" if self.facts.is_hip else "tf32"}
         return self._numbers
 
@@ -233,25 +270,22 @@ class SimilarityProblem(RowsProblem):
 
     def allocate(self, x, y, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         w = torch.empty((*x.shape[:-1], self.n), dtype=self.dtype, device=self.device)
-
-        def squares(t: torch.Tensor, saved: bool) -> torch.Tensor | None:
-            return torch.empty(t.shape[:-1], dtype=torch.float32, device=self.device) if save and saved else None
-
-        return w, squares(x, self.saves[0]), squares(y, self.saves[1])
+        return w, *self.empty_squares(x, y, self.kept[1:] if save else (False, False))
 
     def forward(self, x, y, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         outs = w, s, t = self.allocate(x, y, save=save)
+        x, y = x.contiguous(), y.contiguous()
+        self._compare(x, y, w, *self.squares(x, y, s, t))
+        return outs
+
+    def _compare(self, x, y, w, s, t) -> None:
+        """Similarities of the rows, contiguous, from their squares, into w."""
         matrices, rows = x.shape[:-2].numel(), x.shape[-2]
-        if w.numel() == 0:
-            for squares, of in ((s, x), (t, y)):
-                if squares is not None:
-                    torch.sum(of.float().square(), -1, out=squares)
-            return outs
         sizes = self.plans["forward"]
         tiles = ceil_div(rows, sizes["BLOCK_M"]) * ceil_div(self.n, sizes["BLOCK_N"])
-        arguments = (x.contiguous(), y.contiguous(), w, s, t, rows, self.n // self._unit, self.gamma, self.eps)
-        self._forward(matrices * tiles, *arguments)
-        return outs
+        if matrices * tiles:
+            units = self.n // self._unit
+            self._forward(matrices * tiles, x, y, w, s, t, rows, units, self.gamma, self.eps)
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         return [
@@ -263,14 +297,17 @@ class SimilarityProblem(RowsProblem):
         x, y = tensors
         _, s, t = (out if kept else None for out, kept in zip(outs, self.kept, strict=True))
         dx, dy = grads = self.allocate_gradients(tensors, needs)
-        # distances are differentiated through themselves: they are computed again, once for both gradients, so that no
-        # M x N is kept meanwhile
-        w = self.forward(x, y, save=False)[0] if self.distance else None
+        x, y, w = x.contiguous(), y.contiguous(), None
+        if self.distance:
+            # distances are differentiated through themselves: they are computed again, once for both gradients, so that
+            # no M x N is kept meanwhile
+            w = torch.empty_like(grad, memory_format=torch.contiguous_format)
+            self._compare(x, y, w, s, t)
         read = (grad.contiguous(), w)
         if dx is not None:
-            self._gradient("backward_x", dx, x.contiguous(), y.contiguous(), *read, s, t)
+            self._gradient("backward_x", dx, x, y, *read, s, t)
         if dy is not None:
-            self._gradient("backward_y", dy, y.contiguous(), x.contiguous(), *read, t, s)
+            self._gradient("backward_y", dy, y, x, *read, t, s)
         return grads
 
     def _gradient(self, name: str, dx, x, y, grad, w, s, t) -> None:
@@ -293,7 +330,7 @@ class SimilarityProblem(RowsProblem):
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)
-        return 4 * matrices * (self.saves[0] * rows + self.saves[1] * self.n)
+        return 4 * matrices * (self.squared[0] * rows + self.squared[1] * self.n)
 
     def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
         matrices, m = self._matrices(batch)
