@@ -8,7 +8,21 @@ import itertools
 import pytest
 import torch
 
-from tests.ops import OPS, call, case_of, cases, first_sample, kinds, leaves, ops, results, takes_kernels, wanting
+from tests.ops import (
+    OPS,
+    call,
+    case_of,
+    cases,
+    first_sample,
+    kinds,
+    leaves,
+    ops,
+    results,
+    takes_kernels,
+    wanting,
+    weight_of,
+    with_weights,
+)
 from tritonshare import functional, gate, plan
 from tritonshare.op import differentiable, first_of
 from tritonshare.ops.similarity_weight.reference import DISTANCES
@@ -123,27 +137,28 @@ def test_bad_arguments_are_refused_while_compiling(op):
 
 
 @pytest.mark.parametrize("op", ops())
-def test_vmap_and_per_sample_gradients(op):
+def test_vmap(op):
+    case = case_of(op, "tiny")
+    x, *rest = gate.make_tensors(case, torch.float32)
+    batched = torch.stack([x, 2 * x])
+    found = torch.vmap(lambda x: call(op, [x, *rest], **case.options))(batched)
+    torch.testing.assert_close(found, torch.stack([call(op, [t, *rest], **case.options) for t in batched]))
+
+
+@pytest.mark.parametrize("op", with_weights(ops()))
+def test_per_sample_gradients(op):
     case = case_of(op, "tiny")
     tensors = gate.make_tensors(case, torch.float32)
-    x = tensors[0]
-    batched = torch.stack([x, 2 * x])
-    position = max(i for i, d in enumerate(differentiable(tensors)[:3]) if d)
-    second = tensors[position]
+    batched, position = torch.stack([tensors[0], 2 * tensors[0]]), weight_of(tensors)
 
-    def function(x, second):
-        return call(op, [{0: x, position: second}.get(i, t) for i, t in enumerate(tensors)], **case.options)
+    def total(weight, x):
+        return call(op, [{0: x, position: weight}.get(i, t) for i, t in enumerate(tensors)], **case.options).sum()
 
-    expected = torch.stack([function(t, second) for t in batched])
-    torch.testing.assert_close(torch.vmap(function, in_dims=(0, None))(batched, second), expected)
-    if position == 0:
-        return
-
-    found = torch.vmap(torch.func.grad(lambda w, x: function(x, w).sum()), in_dims=(None, 0))(second, batched)
+    found = torch.vmap(torch.func.grad(total), in_dims=(None, 0))(tensors[position], batched)
     expected = []
     for t in batched:
-        leaf = second.clone().requires_grad_()
-        expected += torch.autograd.grad(function(t, leaf).sum(), leaf)
+        leaf = tensors[position].clone().requires_grad_()
+        expected += torch.autograd.grad(total(leaf, t), leaf)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 

@@ -13,6 +13,7 @@ from tests.ops import (
     call,
     case_of,
     cases,
+    exact,
     laws,
     leaves,
     moved,
@@ -90,16 +91,16 @@ def test_gate_on_drawn_geometries(op, rng):
 # Exact on integers: any order of programs, any layout, any batch around a sample.
 
 
-@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
+@pytest.mark.parametrize(("op", "case"), exact(cases("tiny", "edge")))
 def test_integers_are_exact(op, case):
     tensors = gate.make_tensors(case, torch.float32, family="integers")
     with Sanitizer(order="reverse"):
         found = results(op, tensors, **case.options)
     with plan.using(path="reference"):
-        exact = [t.double() if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
-        truth = results(op, exact, **case.options)
-    if all((t == t.round()).all() for t in truth):  # no smooth function in between
-        assert_same_bits((a.double(), b) for a, b in zip(found, truth, strict=True))
+        doubles = [t.double() if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
+        truth = results(op, doubles, **case.options)
+    assert all((t == t.round()).all() for t in truth)
+    assert_same_bits((a.double(), b) for a, b in zip(found, truth, strict=True))
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))

@@ -185,6 +185,7 @@ def test_clipping_of_mixed_parameters():
         refused(optimizer, "max_norm")
     else:
         optimizer.step()
+        assert not any(torch.equal(p, torch.ones_like(p)) for p in parameters)
 
 
 @pytest.mark.parametrize("more", [{"state_dtype": torch.uint8}, {"stochastic_rounding": True}], ids=str)

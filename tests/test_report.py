@@ -372,6 +372,7 @@ def test_what_fails_the_gate_is_not_counted(tmp_path, error):
 def test_a_reason_is_told_once(full, full_rows):
     found = [[text_of(cell) for cell in row] for row in full.section("reasons").findall(".//tbody/tr")]
     wanted = [row for row in full_rows if isinstance(row, NotTimed)]
+    assert wanted
     for provider, status, why in {(row.provider, row.status, row.why) for row in wanted}:
         count = sum((row.provider, row.status, row.why) == (provider, status, why) for row in wanted)
         assert [cells[:4] for cells in found].count([provider, status, str(count), why]) == 1

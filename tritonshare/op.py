@@ -75,7 +75,7 @@ class Case:
 
 # A law takes `run(tensors, grad=None, **options)`, which returns [output, gradients of the tensors that are not None
 # ...] for an output gradient of `grad` everywhere (None: a fixed function of the place), and a case's tensors and
-# options. It returns pairs of tensors that must be equal, or None where it does not apply.
+# options. It returns pairs of tensors that must be equal, or None, before it runs anything, where it does not apply.
 Law = Callable[[Callable[..., list[torch.Tensor]], Sequence[Any], Mapping[str, Any]], Any]
 
 

@@ -13,12 +13,12 @@ def _all(tensors, options):
 
 
 def sum_and_maximum_are_those_of_all_similarities(run, tensors, options):
+    exact = options["reduce"] == "sum" and options["kind"] in ("dot", "sqeuclidean")
+    if options["reduce"] != "max" and not exact:
+        return None
     reduced, *_ = run(tensors, **options)
-    if options["reduce"] == "max":
-        return [(reduced, _all(tensors, options).amax(-1))]
-    if options["reduce"] == "sum" and options["kind"] in ("dot", "sqeuclidean"):
-        return [(reduced, _all(tensors, options).sum(-1))]
-    return None
+    w = _all(tensors, options)
+    return [(reduced, w.sum(-1) if exact else w.amax(-1))]
 
 
 def of_a_single_row_nothing_is_reduced(run, tensors, options):
