@@ -1,6 +1,11 @@
-"""How products of fp32 are computed, by torch's own switches: "tf32" or "ieee"."""
+"""How products are computed: those of fp32 by torch's own switches, "tf32" or "ieee", and of half precision in fp32."""
 
 import torch
+
+
+def widened(t: torch.Tensor) -> torch.Tensor:
+    """In fp32 at the least, as the kernels compute: squares leave fp16's range, and sums bf16's digits."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def convolution() -> str:

@@ -6,32 +6,31 @@ from math import prod
 
 import torch
 
-from ..similarity_weight.reference import DISTANCES, of_squares, square_distances
-from ..similarity_weight.reference import reference as similarity_weight
+from ...products import widened
+from ..similarity_weight.reference import (
+    DISTANCES,
+    of_squares,
+    parts_of_rows,
+    similarities,
+    square_distances,
+    unit,
+)
 
 CHUNK = 2**24
 
 
 def reference(x, features, kind, k, gamma, eps):
-    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    a, b = x.to(wide), features.to(wide)
-    indices = parts_of_rows(lambda rows: chosen(rows, b.detach(), kind, k, gamma, eps), a.detach(), b)
+    a, b = widened(x), widened(features)
+    pairs = prod(x.shape[:-1]) * features.shape[-2]
+    indices = parts_of_rows(lambda rows: chosen(rows, b.detach(), kind, k, gamma, eps), a.detach(), pairs, CHUNK)
     return of_pairs(a, taken(b, indices), kind, gamma, eps).to(x.dtype), indices
-
-
-def parts_of_rows(of, x, y):
-    """of(x), from so many rows of x at once that CHUNK similarities to y are in memory."""
-    matrices, n = prod(x.shape[:-2]), y.shape[-2]
-    if matrices * x.shape[-2] * n <= CHUNK:
-        return of(x)
-    return torch.cat([of(part) for part in x.split(max(1, CHUNK // (matrices * n)), -2)], -2)
 
 
 def chosen(x, y, kind, k, gamma, eps):
     """Indices [..., M, k]. Distances are compared by their squares."""
     if kind in DISTANCES:
         return first_of_best(square_distances(x, y), k, smallest=True)
-    return first_of_best(similarity_weight(x, y, kind, gamma, eps), k, smallest=False)
+    return first_of_best(similarities(x, y, kind, gamma, eps), k, smallest=False)
 
 
 def first_of_best(w, k, smallest):
@@ -67,13 +66,10 @@ def of_pairs(x, y, kind, gamma, eps):
     x = x.unsqueeze(-2)
     if kind in DISTANCES:
         return of_squares((x - y).square().sum(-1), kind, gamma)
+    if kind == "cosine":
+        return (unit(x, eps) * unit(y, eps)).sum(-1)
     d = (x * y).sum(-1)
     if kind == "dot":
         return d
     s = x.square().sum(-1)
-    if kind == "projection":
-        return torch.where(s == 0, 0, d / torch.where(s == 0, 1, s))
-    t = y.square().sum(-1)
-    zero = (s == 0) | (t == 0)
-    norms = [torch.where(n == 0, 1, n).sqrt().clamp_min(eps) for n in (s, t)]
-    return torch.where(zero, 0, d / norms[0] / norms[1])
+    return torch.where(s == 0, 0, d / torch.where(s == 0, 1, s))

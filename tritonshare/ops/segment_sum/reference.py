@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from ...products import widened
+
 
 def reference(input, segments, count):
     """Rows of no segment are summed into one more, which is cut off. Short floats are summed in fp32."""
     torch._check(input.shape[1] > 0, lambda: "segment_sum: input axis 1 (D) is empty")  # unseen while torch compiles
     inside = (segments >= 0) & (segments < count)
-    wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    wide = widened(input)
     sums = wide.new_zeros(count + 1, input.shape[1]).index_add(0, torch.where(inside, segments, count), wide)
     return sums[:count].to(input.dtype)
