@@ -1,9 +1,11 @@
 """The gate itself: it must let torch's own results through, and stop wrong ones."""
 
+import random
+
 import pytest
 import torch
 
-from tests.ops import case_of, ops
+from tests.ops import DTYPES, case_of, cases, kinds, ops
 from tritonshare import gate
 
 pytestmark = pytest.mark.reference
@@ -58,6 +60,41 @@ def test_tensors_are_the_same_every_time(op, family):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     if family == "nonfinite":
         assert not once[0].isfinite().all()
+
+
+@pytest.mark.parametrize("family", gate.FAMILIES)
+@pytest.mark.parametrize("op", ops())
+def test_every_family_can_be_made_of_every_case(op, family):
+    """Of one sample, too, as tests of layers take them."""
+    rng = random.Random(0)
+    for case in (*op.cases, *(op.draw(rng) for _ in range(50))):
+        small = {"tiny", "edge", "drawn"} & {*case.tags}
+        for batch in ({case.tensors[0][0], 1} if small else {1}) if small or family == "near" else ():
+            of = op.case_of_batch(case, batch)
+            tensors = gate.make_tensors(of, torch.float32, family=family)
+            assert [None if t is None else tuple(t.shape) for t in tensors] == [*of.shapes]
+
+
+# What the yardstick is compared on: data of every op; where there are kinds of similarity, of every kind.
+MEASURED = [(p, ("random", "integers")) for p in cases("tiny", "edge")]
+MEASURED += [(p, ("random", "integers", "tiny", "far", "apart")) for p in kinds() if "kind" in p.values[1].options]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("op", "case", "families"), [pytest.param(*p.values, of, id=p.id) for p, of in MEASURED])
+def test_the_yardstick_is_near_the_truth(op, case, families, dtype):
+    """Within a few eps wherever the dtype has the truth, so that the gate cannot become loose. Left out is where all
+    but rounding cancels: softmaxes of rows far apart and, in fp32, all else of them."""
+    info = torch.finfo(dtype)
+    for family in families:
+        if family == "apart" and (dtype == torch.float32 or case.options.get("reduce") == "softmax_matmul"):
+            continue
+        judge = gate.Judge(op, case, gate.make_tensors(case, dtype, family=family), family)
+        for name, truth in judge.truth.items():
+            known = truth.abs() <= info.max
+            error, scale = (judge.yardstick[name] - truth)[known].abs(), truth[known].abs()
+            bound = 10 * info.eps * (scale.max() if len(scale) else 0) + info.smallest_normal * info.eps
+            assert (error <= bound).all(), (family, name)
 
 
 def test_tf32_has_an_eps_of_its_own():

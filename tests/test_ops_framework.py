@@ -254,6 +254,18 @@ def test_autocast_casts_as_torch_does(op, case):
             torch.testing.assert_close(found.to(of.dtype), of, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0, 8e3])
+@pytest.mark.parametrize(("op", "case"), [p for p in kinds() if "pool" not in p.id and "linear" not in p.id])
+def test_half_precision_of_every_magnitude(op, case, scale):
+    """It is rounded once: outputs and gradients are within a few eps of truth, whatever its squares would be."""
+    for dtype in (torch.float16, torch.bfloat16):
+        tensors = gate.make_tensors(case, torch.float32)
+        tensors = [(t * scale).to(dtype) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
+        judge = gate.Judge(op, case, tensors)
+        judge.yardstick = {name: t.to(dtype) for name, t in judge.truth.items()}
+        assert [str(c) for c in judge(lambda *t: call(op, t, **case.options)) if not c.passed] == []
+
+
 @pytest.mark.parametrize("op", ops())
 def test_double_backward(op):
     """A gradient penalty: the gradient of a gradient's norm, against torch's in fp64."""

@@ -21,7 +21,7 @@ import torch
 from . import functional
 from .op import Case, Op, Whole, differentiable, first_of
 
-FAMILIES = ("random", "integers", "ties", "near", "nonfinite", "extreme")
+FAMILIES = ("random", "integers", "ties", "near", "tiny", "far", "apart", "nonfinite", "extreme")
 Tensors = Sequence[torch.Tensor | None]
 TF32_EPS = 2.0**-10
 
@@ -80,8 +80,11 @@ def make_tensors(
 
     Families: "random" is normal; "integers" are small enough that every sum is exact in any order; "ties" are so few
     values that maxima tie and activations sit on their kinks; "near" are close to 1, so that their differences are
-    small, and the first row of every matrix is the first tensor's; "nonfinite" has NaN and infinities in the first
-    tensor; "extreme" spreads the first tensor's magnitudes over many powers of two.
+    small, and the first row of every matrix is the first tensor's; "tiny" are multiples of fp16's least number; "far"
+    have distances beyond fp16's range; "apart" has the first tensor so far from the others that an rbf underflows in
+    fp16, and large gradients, as a loss scale makes them; "nonfinite" has NaN and infinities in the first tensor;
+    "extreme" spreads the first tensor's magnitudes over many powers of two. Where a case `chooses`, "random" and "near"
+    are halves in 16 bits, of which sums are exact: torch, which rounds them before it chooses, chooses the same maxima.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: list[torch.Tensor | None] = []
@@ -92,7 +95,9 @@ def make_tensors(
         if isinstance(shape, Whole):
             tensors.append(shape.drawn(generator).to(device))
             continue
-        if family == "integers":
+        if family in ("random", "near") and "chooses" in case.tags and dtype.itemsize == 2:
+            t = torch.randint(-2, 3, shape, generator=generator).double() / 2
+        elif family == "integers":
             t = torch.randint(-2, 3, shape, generator=generator).double()
         elif family == "ties":
             t = torch.randint(-1, 2, shape, generator=generator).double() * 0.5
@@ -100,7 +105,13 @@ def make_tensors(
             t = 1 + torch.randint(-8, 9, shape, generator=generator).double() / 256
             first = tensors[0].double() if tensors else t
             if t.numel() and first.numel() and t.dim() == first.dim() and t.shape[-1] == first.shape[-1]:
-                t[..., 0, :] = first.reshape(-1, t.shape[-1])[0]
+                t[..., 0, :] = first.reshape(-1, t.shape[-1])[0].clone()
+        elif family == "tiny":
+            t = torch.randint(-8, 9, shape, generator=generator).double() * 2.0**-24
+        elif family == "far":
+            t = torch.randint(-8, 9, shape, generator=generator).double() * 4096
+        elif family == "apart":
+            t = torch.randint(-4, 5, shape, generator=generator).double() / 16 + (2.125 if position == 0 else -2.125)
         else:
             t = torch.randn(shape, generator=generator, dtype=torch.float64)
         if position == 0 and family == "extreme":
@@ -113,20 +124,27 @@ def make_tensors(
     return tensors
 
 
-def fill(t: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+def fill(t: torch.Tensor, generator: torch.Generator | None = None, *, exact: bool = False) -> torch.Tensor:
     """Normal values in steps of 1/32, in place, for tensors too large to be made on the CPU. Sums of their products are
-    exact in fp32, so that of millions of maxima none is decided by how a sum was rounded."""
+    exact in fp32, so that of millions of maxima none is decided by how a sum was rounded. `exact`: in 16 bits, too, of
+    thousands of products: half of the values are 0, and the others 1 or -1."""
+    if exact and t.element_size() == 2:
+        return t.normal_(generator=generator).mul_(0.75).round_().clamp_(-1, 1)
     return t.normal_(generator=generator).mul_(32).round_().div_(32)
 
 
-def filled(case: Case, tensors: Tensors, generator: torch.Generator | None = None) -> list[torch.Tensor | None]:
-    """A case's tensors with values, in place: `fill`'s, and integers of their range."""
+def filled(
+    case: Case, tensors: Tensors, generator: torch.Generator | None = None, *, exact: bool = True
+) -> list[torch.Tensor | None]:
+    """A case's tensors with values, in place: `fill`'s, and integers of their range. `exact`: where the case chooses
+    maxima, so that torch chooses the same ones in 16 bits."""
+    exact = exact and "chooses" in case.tags
     found: list[torch.Tensor | None] = []
     for t, declared in zip(tensors, case.tensors, strict=True):
         if isinstance(declared, Whole):
             found.append(t.random_(0, declared.below, generator=generator))
         else:
-            found.append(None if t is None else fill(t.detach(), generator))
+            found.append(None if t is None else fill(t.detach(), generator, exact=exact))
     return found
 
 
@@ -142,7 +160,7 @@ def make_gradient(output: torch.Tensor, family: str = "random", seed: int = 1) -
     if family in ("integers", "ties"):
         grad = torch.randint(-2, 3, output.shape, generator=generator).float()
     else:
-        grad = torch.randn(output.shape, generator=generator)
+        grad = torch.randn(output.shape, generator=generator) * (1024 if family == "apart" else 1)
     return grad.to(output.dtype).to(output.device)
 
 

@@ -55,7 +55,8 @@ class Case:
         first "smooth" one (else the first tiny one) for gradients of gradients;
         "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and "bench" cases are timed,
         "both_layouts" ones contiguous too, and "data" ones without a gradient of the first tensor, as the first layer
-        of a network has it; all tensors of "batched" ones have the batch as axis 0.
+        of a network has it; all tensors of "batched" ones have the batch as axis 0; "chooses" ones choose maxima of
+        sums, which in 16 bits tie, or not, as they are rounded: see gate.make_tensors.
     """
 
     name: str

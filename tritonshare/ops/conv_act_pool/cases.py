@@ -9,6 +9,7 @@ from .reference import ACTIVATIONS
 
 
 def case(name, tags, x, w, bias=True, **options) -> Case:
+    tags += " chooses" * (options.get("pool", "max") == "max")
     return Case(name, tuple(tags.split()), (x, w, (w[0],) if bias else None), options)
 
 

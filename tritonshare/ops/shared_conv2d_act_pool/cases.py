@@ -16,6 +16,7 @@ OF_CONVOLUTION = {case.name: case for case in dense.CASES}
 def shared(case: Case, tags: str, bits: int, codebooks: int = 1) -> Case:
     x, w, b = case.tensors
     options = {"kernel_size": w[2:], **case.options, "bits": bits}
+    tags += " chooses" * ("chooses" in case.tags)
     return Case(case.name, tuple(tags.split()), (x, *packed(w[0], prod(w[1:]), bits, codebooks), b), options)
 
 
