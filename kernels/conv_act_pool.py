@@ -423,7 +423,8 @@ def first_tap(phase, axis: tl.constexpr):
 def meets(phase, r, axis: tl.constexpr):
     """What an input row of a phase meets through tap r, relative to its cell: the conv output, the last window that
     holds it, and its position in that window."""
-    ahead = (phase - r * axis.dilation + axis.shift * axis.period) // axis.stride
+    # ~r is -r - 1: of a number less lanes in turn Triton 3.6 believes the lanes' divisor
+    ahead = (phase + ~r * axis.dilation + axis.dilation + axis.shift * axis.period) // axis.stride
     p_ahead = ahead - axis.shift * axis.pool_stride
     return p_ahead, ahead // axis.pool_stride - axis.shift, ahead % axis.pool_stride
 

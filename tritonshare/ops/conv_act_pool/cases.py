@@ -39,6 +39,7 @@ CASES = (
     case("no_bias", "edge", (2, 3, 8, 8), (4, 3, 3, 3), bias=False),
     case("one_channel", "edge", (3, 1, 8, 8), (4, 1, 5, 5)),
     case("even_filter_of_odd_map", "edge codegen", (1, 1, 13, 13), (16, 1, 4, 4), padding=2, pool=None),
+    case("one_filter_of_a_column", "edge codegen", (1, 1, 24, 1), (1, 1, 5, 1), pool=None),
     case("pointwise", "edge", (2, 17, 6, 6), (18, 17, 1, 1)),
     case("strided", "edge", (2, 3, 13, 12), (4, 3, 3, 3), stride=2, padding=1),
     case("stride_over_filter", "edge", (2, 3, 14, 15), (4, 3, 2, 2), stride=3),
