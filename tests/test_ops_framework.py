@@ -4,9 +4,16 @@ Runs in two lanes: on the plain-torch path and on the kernels."""
 import copy
 import io
 import itertools
+import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops import (
     OPS,
@@ -352,6 +359,263 @@ def test_related_arguments_have_each_its_own_gradient(op, of, registered):
         # of a row's cosine to itself truth is 0, and fp32 rounds to what it rounds of numbers about 1
         atol = 1e-3 * b.abs().max().item() + 4 * torch.finfo(torch.float32).eps
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=atol)
+
+
+# Forward mode.
+
+
+def tangents(tensors):
+    return [gate.make_gradient(t, seed=9) if d else None for t, d in zip(tensors, differentiable(tensors), strict=True)]
+
+
+def dual(tensors, given, places):
+    """The tensors, of which those at `places` have their tangent."""
+    pairs = enumerate(zip(tensors, given, strict=True))
+    return [forward_ad.make_dual(t, v) if i in places else t for i, (t, v) in pairs]
+
+
+@pytest.mark.parametrize("graph", ["no_grad", "plain", "requires_grad"])
+@pytest.mark.parametrize("op", ops())
+def test_forward_mode(op, graph):
+    """The tangent of the output, of each argument alone and of all, against torch's in fp64; and none afterwards."""
+    case = smooth_case(op)
+    tensors = gate.make_tensors(case, torch.float32)
+    given = tangents(tensors)
+    places = [i for i, v in enumerate(given) if v is not None]
+
+    def found(tensors, given, places):
+        with forward_ad.dual_level(), torch.set_grad_enabled(graph != "no_grad"):
+            output = call(op, dual(tensors, given, places), **case.options)
+            return forward_ad.unpack_dual(output).tangent.detach()
+
+    exact, of_exact = ([t.double() if i in places else t for i, t in enumerate(of)] for of in (tensors, given))
+    if graph == "requires_grad":
+        tensors = gate.wanting_gradients(tensors)
+    for of in [[i] for i in places] + [places] * (len(places) > 1):
+        with plan.using(path="reference"):
+            truth = found(exact, of_exact, of)
+        torch.testing.assert_close(found(tensors, given, of).double(), truth, rtol=1e-3, atol=1e-3 * truth.abs().max())
+    assert forward_ad.unpack_dual(call(op, tensors, **case.options)).tangent is None
+
+
+@pytest.mark.parametrize("op", ops())
+def test_forward_mode_through_a_backward(op):
+    """A tangent of the incoming gradient alone: the gradient's tangent is the gradient of the tangent."""
+    case = smooth_case(op)
+    tensors = leaves(case)
+    wanted = wanting(tensors)
+    output = call(op, tensors, **case.options)
+    grad, tangent = (gate.make_gradient(output, seed=seed) for seed in (1, 2))
+    expected = torch.autograd.grad(output, wanted, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        grads = torch.autograd.grad(output, wanted, forward_ad.make_dual(grad, tangent))
+        for g, e in zip(grads, expected, strict=True):
+            torch.testing.assert_close(forward_ad.unpack_dual(g).tangent, e, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_the_registered_operator_refuses_forward_mode(op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    options = op.canonical(tensors, *gate.raw_options(op, case.options))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"{op.name}: .* forward mode"):
+        getattr(torch.ops.tritonshare, op.name)(*dual(tensors, tangents(tensors), [0]), *options)
+
+
+# Tensors whose memory is not what they say, and whose memory is somebody else's.
+
+
+def negated(t):
+    """The same numbers, their sign put off."""
+    return torch._neg_view(-t)
+
+
+def zeros(t):
+    """Zeros without memory."""
+    return torch._efficientzerotensor(t.shape, dtype=t.dtype)
+
+
+def expanded(t):
+    """One number everywhere, with strides of 0."""
+    return t.new_full((), 0.5).expand(t.shape)
+
+
+# torch itself sums other strides in another order
+LAZY = [negated, zeros, expanded] if takes_kernels() else [negated, zeros]
+
+
+@pytest.mark.parametrize("lazily", LAZY)
+@pytest.mark.parametrize("op", ops())
+def test_lazy_tensors(op, lazily):
+    """The operands, and the incoming gradient, as such tensors: the results of the same numbers in memory."""
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    lazy = [lazily(t) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
+
+    def found(tensors, grad_of):
+        return gate.run(lambda *t: call(op, t, **case.options), tensors, lambda out: grad_of(gate.make_gradient(out)))
+
+    stored = [t if t is None else t.clone() for t in lazy]
+    for ours, expected in (
+        (found(lazy, torch.clone), found(stored, torch.clone)),
+        (found(tensors, lazily), found(tensors, lambda grad: lazily(grad).clone())),
+    ):
+        for a, b in zip(ours.values(), expected.values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+# Who watches: dispatch modes, tracers, profilers; and tensors that wrap others.
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Wrapper(torch.Tensor):
+    """A tensor that holds another one and unwraps it for what torch has, as those of others do."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, inner.stride(), dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        assert func.namespace in ("aten", "prims"), func
+        args, kwargs = tree_map_only(cls, lambda t: t.inner, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, cls, func(*args, **kwargs))
+
+
+class Named(torch.Tensor):
+    """A tensor that looks on from Python, with memory of its own."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("op", ops())
+def test_dispatch_modes_see_the_operator(op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    expected = results(op, tensors, family="random", **case.options)
+    with Seen() as seen:
+        found = results(op, tensors, family="random", **case.options)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    if takes_kernels():
+        assert f"tritonshare.{op.name}.default" in seen.names
+        assert f"tritonshare.{op.name}_backward.default" in seen.names
+    output = call(op, leaves(case), **case.options)
+    with Seen() as seen:  # of a backward alone
+        output.sum().backward()
+    assert not takes_kernels() or f"tritonshare.{op.name}_backward.default" in seen.names
+
+
+@pytest.mark.parametrize("wrapper", [Wrapper, Named])
+@pytest.mark.parametrize("op", ops())
+def test_tensors_of_other_classes(op, wrapper):
+    case = smooth_case(op)
+    tensors = gate.make_tensors(case, torch.float32)
+    expected = results(op, tensors, family="random", **case.options)
+    wrapped = [t if t is None else wrapper(t) if wrapper is Wrapper else t.as_subclass(wrapper) for t in tensors]
+    given = [t if t is None else t.requires_grad_(d) for t, d in zip(wrapped, differentiable(tensors), strict=True)]
+    output = call(op, given, **case.options)
+    assert wrapper is not Wrapper or type(output) is Wrapper
+    output.backward(gate.make_gradient(expected[0]))
+    for found, truth in zip([output, *(t.grad for t in wanting(given))], expected, strict=True):
+        values = found.inner if isinstance(found, Wrapper) else found
+        torch.testing.assert_close(values.detach().as_subclass(torch.Tensor), truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_fake_tensors_are_as_real_ones(op):
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    with FakeTensorMode() as mode:
+        fakes = [t if t is None else mode.from_tensor(t) for t in tensors]
+        within = results(op, fakes, family="random", **case.options)
+        with pytest.raises(RuntimeError, match=op.name):
+            call(op, [fakes[0][..., :0], *fakes[1:]], **case.options)
+    if takes_kernels():  # the operator knows a mode that is its tensors' own; not all of torch does
+        within.append(call(op, fakes, **case.options))
+    real = results(op, tensors, family="random", **case.options)
+    for fake, t in zip(within, [*real, real[0]], strict=False):
+        assert (fake.shape, fake.dtype, fake.stride()) == (t.shape, t.dtype, t.stride())
+
+
+@pytest.mark.parametrize("op", ops())
+def test_traces(op):
+    """make_fx, with real and symbolic sizes, and torch.jit.trace."""
+    case = case_of(op, "tiny")
+    tensors = gate.make_tensors(case, torch.float32)
+    there = [i for i, t in enumerate(tensors) if t is not None]
+
+    def function(*present):
+        values = dict(zip(there, present, strict=True))
+        return call(op, [values.get(i) for i in range(len(tensors))], **case.options)
+
+    given = [tensors[i] for i in there]
+    others = [torch.flip(t, [0]) for t in given]
+    expected = function(*others)
+    for mode in ("real", "symbolic"):
+        torch.testing.assert_close(make_fx(function, tracing_mode=mode)(*given)(*others), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TracerWarning: sizes are constants of a trace
+        traced = torch.jit.trace(function, tuple(given))
+    torch.testing.assert_close(traced(*others), expected)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_flops_are_the_declared_cost(op):
+    case = case_of(op, "tiny")
+    tensors = leaves(case)
+    options = op.canonical(tensors, *gate.raw_options(op, case.options))
+    output = call(op, tensors, **case.options)
+    counted = []
+    for run in (
+        lambda: call(op, tensors, **case.options),
+        lambda: getattr(torch.ops.tritonshare, op.name)(*tensors, *options),
+        lambda: output.sum().backward(),
+        lambda: call(op, tensors, **case.options).sum().backward(),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        counted.append(counter.get_total_flops())
+    function, operator, backward, both = counted
+    assert function == operator
+    assert function + backward == both
+    if takes_kernels():
+        needs = [t is not None and t.requires_grad for t in tensors]
+        costs = op.problem(tensors, options).cost(case.shapes[0][0], needs)
+        assert function == costs["forward"].flops
+        assert both == sum(cost.flops for cost in costs.values())
+
+
+@pytest.mark.parametrize("op", ops())
+def test_nodes_and_ranges_have_the_name_of_the_op(op):
+    case = case_of(op, "tiny")
+    tensors = leaves(case)
+    output = call(op, tensors, **case.options)
+    if takes_kernels():
+        name = "".join(word.capitalize() for word in op.name.split("_"))
+        nodes = [output.grad_fn]
+        while nodes and nodes[0].name() != f"{name}Backward":  # a view may be behind the op
+            nodes = [node for node, _ in nodes[0].next_functions if node is not None]
+        assert nodes
+    with torch.profiler.profile() as profile:
+        call(op, tensors, **case.options).sum().backward()
+    seen = [event.name for event in profile.events()]
+    assert seen.count(f"tritonshare::{op.name}") == 1
+    assert seen.count(f"tritonshare::{op.name}_backward") == takes_kernels()
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))

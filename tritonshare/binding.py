@@ -10,8 +10,10 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from . import launch
+from .dispatch import Way, dual, in_memory, plain, profiled, way
 
 if TYPE_CHECKING:
     from .op import Op, Problem
@@ -79,17 +81,11 @@ def gradients_by_reference(
     return [next(grads) if n else None for n in needs]
 
 
-def by_reference(grad: torch.Tensor) -> bool:
-    """Whether a backward is the reference's: its gradients will be differentiated (create_graph), or it is of many
-    gradients at once (is_grads_batched)."""
-    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad)
-
-
 # Eager mode.
 
 
 class Function(torch.autograd.Function):
-    """The eager binding of every op."""
+    """The eager binding of every op, of which each has a class with its name."""
 
     @staticmethod
     def forward(ctx, op: Op, problem: Problem, raw: tuple[Any, ...], *tensors):
@@ -106,12 +102,39 @@ class Function(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, outs = saved[: op.tensors], saved[op.tensors :]
         needs = ctx.needs_input_grad[3:]
-        if by_reference(grad):
-            options = op.canonical(tensors, *ctx.raw)
-            grads = gradients_by_reference(op.reference, grad, tensors, options, needs, torch.is_grad_enabled())
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad) or not plain((grad,)):
+            with profiled(f"tritonshare::{op.name}_backward"):
+                grads = watched_backward(op, ctx.problem, grad, tensors, outs, ctx.raw, needs)
         else:
             grads = ctx.problem.backward(grad, tensors, outs, needs)
         return None, None, None, *grads
+
+
+def function_of(op: Op) -> type[Function]:
+    """Named as torch names its own nodes: a grad_fn is a Conv2dActPoolBackward."""
+    return type("".join(word.capitalize() for word in op.name.split("_")), (Function,), {})
+
+
+def by_reference(grad: torch.Tensor) -> bool:
+    """Whether a backward is the reference's: its gradients will be differentiated (create_graph), or `grad` is what the
+    kernels cannot take."""
+    return torch.is_grad_enabled() or way((grad,))[0] is Way.REFERENCE
+
+
+def watched_backward(op: Op, problem: Problem, grad, tensors, outs, raw, needs) -> list[torch.Tensor | None]:
+    """A backward that is not plain: see dispatch."""
+    if by_reference(grad):
+        options = op.canonical(tensors, *raw)
+        return gradients_by_reference(op.reference, grad, tensors, options, needs, torch.is_grad_enabled())
+    if way((grad,))[0] is Way.REGISTERED:
+        return registered_backward(op, grad, tensors, outs, op.canonical(tensors, *raw), needs)
+    return problem.backward(in_memory(grad), tensors, outs, needs)
+
+
+def registered_backward(op: Op, grad, tensors, outs, options, needs) -> list[torch.Tensor | None]:
+    operator = getattr(torch.ops.tritonshare, f"{op.name}_backward")
+    given = iter(operator(grad, *tensors, *outs, *options, needs))
+    return [next(given) if n else None for n in needs]
 
 
 # torch.library.
@@ -140,6 +163,9 @@ def register(op: Op) -> None:
         return filled((*(outs if op.returns > 1 else (outs,)), *nothing_saved))
 
     def forward(*args):
+        if dual(args):
+            instead = f"call tritonshare.functional.{op.name}"
+            raise NotImplementedError(f"{op.name}: the registered operator has no formula for forward mode; {instead}")
         problem = op.problem_of(args[:tensors], args[tensors:])
         if problem is None:
             return reference(args)
@@ -187,8 +213,7 @@ def register(op: Op) -> None:
         if by_reference(grad):
             grads = gradients_by_reference(op.reference, grad, inputs, ctx.rest, needs, torch.is_grad_enabled())
         else:
-            given = iter(getattr(torch.ops.tritonshare, backward_name)(grad, *inputs, *outs, *ctx.rest, needs))
-            grads = [next(given) if n else None for n in needs]
+            grads = registered_backward(op, grad, inputs, outs, ctx.rest, needs)
         return (*grads, *[None] * len(ctx.rest))
 
     def one_by_one(info, in_dims, *args):
@@ -214,3 +239,41 @@ def register(op: Op) -> None:
     torch.library.register_fake(f"tritonshare::{backward_name}", backward_fake, lib=LIBRARY)
     torch.library.register_autograd(f"tritonshare::{op.name}", formula, setup_context=setup_context, lib=LIBRARY)
     torch.library.register_vmap(f"tritonshare::{op.name}", one_by_one, lib=LIBRARY)
+    _register_flops(op, split)
+
+
+# torch.utils.flop_counter.
+
+
+def _register_flops(op: Op, split) -> None:
+    """What FlopCounterMode counts of the registered operators: an op's declared cost where the kernels run, and where
+    they do not what it counts of the reference."""
+
+    def total(tensors, options, needs, passes) -> int:
+        costs = op.problem(tensors, options).cost(tensors[0].shape[0], needs)
+        return sum(cost.flops for name, cost in costs.items() if passes(name))
+
+    def of_reference(function, *args) -> int:
+        on_meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+        with FlopCounterMode(display=False) as counter:
+            function(*on_meta)
+        return counter.get_total_flops()
+
+    def forward(*args, out_val=None) -> int:
+        tensors, options = args[: op.tensors], args[op.tensors :]
+        if not launch.path(tensors[0]).kernels:
+            return of_reference(op.reference, *args)
+        return total(tensors, options, [False] * op.tensors, lambda name: name == "forward")
+
+    def backward(*args, out_val=None) -> int:
+        grad, tensors, _, options, needs = split(args)
+        if not launch.path(tensors[0]).kernels:
+
+            def gradients(grad, *tensors):
+                return gradients_by_reference(op.reference, grad, tensors, options, needs)
+
+            return of_reference(gradients, grad, *tensors)
+        return total(tensors, options, needs, lambda name: name != "forward")
+
+    register_flop_formula(getattr(torch.ops.tritonshare, op.name), get_raw=True)(forward)
+    register_flop_formula(getattr(torch.ops.tritonshare, f"{op.name}_backward"), get_raw=True)(backward)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from .binding import serializable
+from .op import FUNCTIONS
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
 from .ops.conv_act_pool import CONV2D_ACT_POOL
@@ -296,7 +297,8 @@ def nearest(
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
     """
-    return Nearest(*folded(NEAREST, x, features, kind, k, gamma, eps))
+    found = folded(NEAREST, x, features, kind, k, gamma, eps)
+    return Nearest(*found) if isinstance(found, tuple) else found  # a node of a torch.fx graph
 
 
 def similarity_reduce(
@@ -363,3 +365,7 @@ def cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: flo
         if last and x1.shape[-3] == 1 and x2.shape[-2] == 1:
             return similarity_weight(x2.squeeze(-2), x1.squeeze(-3), kind="cosine", eps=eps)
     return torch.nn.functional.cosine_similarity(x1, x2, dim, eps)
+
+
+# What a graph of torch.fx calls where an op meets its proxies.
+FUNCTIONS.update({name: globals()[name] for name in __all__ if name != "Nearest"})

@@ -4,9 +4,10 @@ An op is declared in tritonshare/ops as one `Op` record. In eager mode a call go
 
     raw arguments -> (once per key) contract, canonical options, a Problem -> autograd.Function -> kernels
 
-without the dispatcher. While torch compiles or exports, the same Problem runs behind a registered operator,
-`torch.ops.tritonshare.<name>`, and its backward behind `<name>_backward`. Under torch.func transforms, in a double
-backward, and wherever the kernels do not run (launch.path), the plain-torch reference is the op.
+without the dispatcher. While torch compiles or exports, and where a mode or a tracer of torch looks on (dispatch.way),
+the same Problem runs behind a registered operator, `torch.ops.tritonshare.<name>`, and its backward behind
+`<name>_backward`. Under torch.func transforms, in forward mode, in a double backward, on tensors that wrap others, and
+wherever the kernels do not run (launch.path), the plain-torch reference is the op.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from torch.compiler import is_compiling
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import binding, launch, plan
+from . import binding, dispatch, launch, plan
 from .binding import first_of as first_of
 from .check import Clause, check
+from .dispatch import Way
 
 REGISTRY: dict[str, Op] = {}
+FUNCTIONS: dict[str, Callable[..., Any]] = {}  # the public ones, by name
 CACHED_PROBLEMS = 4096
+UNKNOWN = object()
+_autocasts = torch._C._is_any_autocast_enabled  # a name of this module is found sooner
 
 
 @dataclass(frozen=True)
@@ -208,23 +215,72 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """The op, on raw arguments in the schema's order: a tensor, or a tuple where it `returns` several."""
-        tensors = args[: self.tensors]
-        if torch.compiler.is_compiling():
-            return self._traced(tensors, args[self.tensors :])
-        if torch._C._is_any_autocast_enabled():
-            tensors = self.cast(tensors, args[self.tensors :])
-        if torch._C._are_functorch_transforms_active():
-            return self._reference((*tensors, *args[self.tensors :]))
-        problem = self.problem_of(tensors, args[self.tensors :])
+        count = self.tensors
+        tensors, raw = args[:count], args[count:]
+        if is_compiling():
+            return self._compiled(tensors, raw)
+        if dispatch.plain(tensors):
+            return self._direct(tensors, raw)
+        return self._watched(tensors, raw)
+
+    def _direct(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
+        """The kernels, or the reference where they do not run."""
+        if _autocasts():
+            tensors = self.cast(tensors, raw)
+        problem = self.problem_of(tensors, raw)
         if _explained.get() is not None:
-            twins = tuple(None if t is None else _twin(t) for t in tensors)
-            raw = args[self.tensors :]
-            _explained.get().append(Explanation(self.name, twins, raw, *launch.path(tensors[0]), problem))
+            self._note(tensors, raw, launch.path(tensors[0]), problem)
         if problem is None:
-            return self._reference((*tensors, *args[self.tensors :]))
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            return binding.Function.apply(self, problem, args[self.tensors :], *tensors)
+            return self.plain(tensors, self.canonical(tensors, *raw))
+        if torch.is_grad_enabled() and _wants_gradients(tensors):
+            return self._function.apply(self, problem, raw, *tensors)
         return self.public(problem.forward(*tensors, save=False))
+
+    @cached_property
+    def _function(self) -> type[binding.Function]:
+        return binding.function_of(self)
+
+    def _watched(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
+        """A call that torch watches or transforms, or one on tensors that are not plain memory: see dispatch."""
+        node = dispatch.in_graph(FUNCTIONS.get(self.name), dict(zip(self.arguments, (*tensors, *raw), strict=True)))
+        if node is not None:
+            return node
+        tensors = self.cast(tensors, raw)
+        way, why = dispatch.way(tensors)
+        if way is Way.DIRECT:
+            with dispatch.profiled(f"tritonshare::{self.name}"):
+                return self._direct(dispatch.resolved(tensors), raw)
+        with dispatch.untraced():
+            self.check(*tensors, *raw)
+            options = self.canonical(tensors, *raw)
+        path = launch.path(tensors[0])
+        if path.kernels and way is Way.REFERENCE:
+            path = launch.Path(False, why)
+        if _explained.get() is not None:
+            self._note(tensors, raw, path, None)
+        if path.kernels:
+            return self._registered(tensors, options)
+        with dispatch.profiled(f"tritonshare::{self.name}"):
+            return self.plain(tensors, options)
+
+    def _compiled(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
+        """The op while torch compiles: the registered operator, or the reference, which the compiler then fuses."""
+        # a compiler lets autocast lower the products in a reference's gradient, but not those inside an operator
+        kept = binding.autocasts(tensors[0]) and self.autocast(*raw) == "fp32"
+        tensors = self.cast(tensors, raw)
+        options = self.canonical(tensors, *raw)
+        x = tensors[0]
+        wraps = any(map(is_traceable_wrapper_subclass, tensors))
+        if wraps or not launch.traced_path_of(x.device.type, x.dtype, kept):
+            return self.plain(tensors, options)
+        return self._registered(tensors, options)
+
+    def _registered(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> Any:
+        return self.public(binding.tupled(getattr(torch.ops.tritonshare, self.name)(*tensors, *options)))
+
+    def _note(self, tensors: Sequence[Any], raw: tuple[Any, ...], path: launch.Path, problem: Problem | None) -> None:
+        twins = tuple(None if t is None else _twin(t) for t in tensors)
+        _explained.get().append(Explanation(self.name, twins, raw, *path, problem))
 
     def problem_of(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Problem | None:
         """The checked problem of these arguments, from the cache; None if the reference computes it."""
@@ -241,13 +297,14 @@ class Op:
             if x.dtype == torch.float32:
                 key.append(self.precision())
             key = tuple(key)
-            if key in self._problems:
-                return self._problems[key]
+            found = self._problems.get(key, UNKNOWN)
+            if found is not UNKNOWN:
+                return found
         except (AttributeError, RuntimeError, TypeError):  # not tensors, not dense, or lists among the options
             key = None
         self.check(*tensors, *raw)
         problem = self.problem(tensors, self.canonical(tensors, *raw)) if launch.path(tensors[0]).kernels else None
-        if key is not None:
+        if key is not None and not any(isinstance(value, torch.Tensor) for value in raw):  # a key keeps no tensor alive
             if len(self._problems) >= CACHED_PROBLEMS:
                 self._problems.clear()
             self._problems[key] = problem
@@ -286,24 +343,18 @@ class Op:
     def public(self, outs: Sequence[Any]) -> Any:
         return outs[0] if self.returns == 1 else tuple(outs[: self.returns])
 
-    def _reference(self, args: Sequence[Any]) -> Any:
-        tensors = args[: self.tensors]
-        return self.plain(tensors, self.canonical(tensors, *args[self.tensors :]))
-
-    def _traced(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
-        """The op while torch traces: the registered operator, or the reference, which the compiler then fuses."""
-        # a compiler lets autocast lower the products in a reference's gradient, but not those inside an operator
-        kept = binding.autocasts(tensors[0]) and self.autocast(*raw) == "fp32"
-        tensors = self.cast(tensors, raw)
-        options = self.canonical(tensors, *raw)
-        if not launch.traced_path_of(tensors[0].device.type, tensors[0].dtype, kept):
-            return self.plain(tensors, options)
-        return self.public(binding.tupled(getattr(torch.ops.tritonshare, self.name)(*tensors, *options)))
-
 
 def differentiable(tensors: Sequence[torch.Tensor | None]) -> list[bool]:
     """Which of an op's tensors can have a gradient: those that are there and not of integers."""
     return [t is not None and t.is_floating_point() for t in tensors]
+
+
+def _wants_gradients(tensors: Sequence[torch.Tensor | None]) -> bool:
+    for t in tensors:  # a loop takes half the time of any()
+        if t is None or not t.requires_grad:
+            continue
+        return True
+    return False
 
 
 def _twin(t: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ... import check
+from ... import check, dispatch
 from ...check import ArgumentError, ArgumentTypeError, Clause
 
 MAX_COUNT = 2**31 - 2**20
@@ -52,8 +52,10 @@ def check_ids(segments: Any, count: Any) -> None:
 
     Not a clause: contracts are about what is the same for a problem, and are checked once for each.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or type(count) is not int:
+    if torch.compiler.is_compiling() or type(count) is not int:
         return
+    if not dispatch.plain((segments,)) and dispatch.way((segments,))[0] is not dispatch.Way.DIRECT:
+        return  # ids that are traced cannot be read
     readable = type(segments) is torch.Tensor and segments.device.type == "cpu" and segments.dtype == torch.int64
     if not readable or segments.numel() == 0:
         return

@@ -1,0 +1,113 @@
+"""What else is in a call: modes, transforms and tracers of torch, and tensors that are not plain memory.
+
+The kernels read memory. `plain` says whether they may read that of some tensors as it is, and whether nothing of torch
+watches or transforms the call. Where it says no, `way` says how the call goes, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad, profiler
+
+# Names of this module are found sooner than torch._C's.
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class Way(Enum):
+    REFERENCE = "torch differentiates or transforms it, or unwraps its tensors"
+    REGISTERED = "the registered operator is seen by who watches"
+    DIRECT = "the kernels take tensors, once they are `resolved`"
+
+
+def plain(tensors: Sequence[Any]) -> bool:
+    """Of all but the ordinary call False. Paid for in every call: it asks no more than it must."""
+    if (
+        _modes()
+        or _transforms()
+        or _tracing() is not None
+        or forward_ad._current_level >= 0
+        or profiler._is_profiler_enabled
+    ):
+        return False
+    for t in tensors:
+        if t is None:
+            continue
+        if type(t) not in PLAIN or t.is_neg() or t._is_zerotensor():
+            return False
+    return True
+
+
+def way(tensors: Sequence[Any]) -> tuple[Way, str]:
+    """How a call on these tensors goes, and why."""
+    given = [t for t in tensors if isinstance(t, torch.Tensor)]
+    if _transforms():
+        return Way.REFERENCE, "within a transform of torch.func"
+    if any(torch._C._functorch.is_legacy_batchedtensor(t) for t in given):
+        return Way.REFERENCE, "a batch of gradients"
+    if dual(given):
+        return Way.REFERENCE, "in forward mode"
+    wrapped = [t for t in given if torch._C._dispatch_keys(t).has(torch._C.DispatchKey.Python)]
+    for t in wrapped:
+        if not isinstance(t, _traced()):
+            return Way.REFERENCE, f"{type(t).__name__} is a tensor that wraps others"
+    if _tracing() is not None:
+        return Way.REGISTERED, "torch.jit.trace"
+    if wrapped or _modes():
+        return Way.REGISTERED, "a dispatch mode"
+    return Way.DIRECT, ""
+
+
+def dual(tensors: Sequence[Any]) -> bool:
+    """Whether one of them has a tangent of forward mode."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _traced() -> tuple[type, ...]:
+    """The wrappers that stand for a plain tensor while torch traces: registered operators know them."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return FakeTensor, FunctionalTensor
+
+
+def resolved(tensors: Sequence[Any]) -> list[Any]:
+    """The same tensors, with signs and zeros that torch has put off in their memory."""
+    return [in_memory(t) if isinstance(t, torch.Tensor) else t for t in tensors]
+
+
+def in_memory(t: torch.Tensor) -> torch.Tensor:
+    return t.clone() if t._is_zerotensor() else t.resolve_neg()
+
+
+def profiled(name: str):
+    """A range of the profiler, while there is one."""
+    return profiler.record_function(name) if profiler._is_profiler_enabled else nullcontext()
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Within the block torch.jit.trace does not look, so that sizes are numbers."""
+    state = _tracing()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+def in_graph(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """A node of torch.fx that calls `function`, where an argument is one; else None."""
+    for value in arguments.values():
+        if isinstance(value, torch.fx.Proxy):
+            return value.tracer.create_proxy("call_function", function, (), arguments)
+    return None
