@@ -122,8 +122,9 @@ def shared_linear(
     Derived from: Han, Mao and Dally, Deep Compression, 2016, section 3.
     """
     if isinstance(input, torch.Tensor) and input.dim() not in (0, 2):
-        rows = input.reshape(-1, input.shape[-1]) if input.dim() > 1 else input.unsqueeze(0)
-        return SHARED_LINEAR(rows, codes, codebook, bias, bits).view(*input.shape[:-1], -1)
+        rows = input.flatten(0, -2) if input.dim() > 1 else input.unsqueeze(0)
+        out = SHARED_LINEAR(rows, codes, codebook, bias, bits)
+        return out.view(*input.shape[:-1], out.shape[-1])
     return SHARED_LINEAR(input, codes, codebook, bias, bits)
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from ..check import ArgumentError, ArgumentTypeError
 from ..functional import segment_sum, similarity_weight
+from ..nn.rows import take_rows
 from .errors import Error
 from .layers import Group, copied, finite, groups_of, layer_bytes, matching, named_layers
 from .report import Layer, Report, smaller
@@ -38,39 +39,28 @@ class Ties(nn.Module):
         self.register_buffer("index", index)
 
     def forward(self, filters: Tensor) -> Tensor:
-        return _Take.apply(filters, self.index, self.rule == "mean")  # pyright: ignore[reportReturnType]
+        if self.rule == "mean":  # the value is the filters', the gradient is divided
+            still = filters.detach()
+            filters = still + (filters - still) / _counts(self.index, len(filters), filters)
+        return take_rows(filters, self.index)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The mean filter of each group."""
-        return _by_group(weight, self.index, True)
+        return _means(weight, self.index)
 
 
-class _Take(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(filters: Tensor, index: Tensor, mean: bool) -> Tensor:
-        return filters.index_select(0, index)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
-        filters, index, ctx.mean = inputs
-        ctx.save_for_backward(index)
-        ctx.count = len(filters)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors
-        return _by_group(grads[0], index, ctx.mean, ctx.count), None, None
+def _means(weight: Tensor, index: Tensor) -> Tensor:
+    """The mean of the filters of each group; not by index_add, whose order on a GPU is no fixed one."""
+    count = int(index.max()) + 1
+    sums = segment_sum(weight.flatten(1), index.long(), count)
+    return (sums / _counts(index, count, sums)).view(count, *weight.shape[1:])
 
 
-def _by_group(rows: Tensor, index: Tensor, mean: bool, count: int | None = None) -> Tensor:
-    """Sum or mean of the rows of each group; not by index_add, whose order on a GPU is no fixed one."""
-    count = int(index.max()) + 1 if count is None else count
-    sums = segment_sum(rows.flatten(1), index.long(), count)
-    if mean:
-        sums = sums / torch.bincount(index, minlength=count).unsqueeze(1).to(sums.dtype)
-    return sums.view(count, *rows.shape[1:])
+def _counts(index: Tensor, count: int, like: Tensor) -> Tensor:
+    """How often each number is in index, exactly: [count, 1, ...], axes and dtype as of `like`."""
+    zeros = torch.zeros(count, dtype=torch.int64, device=index.device)
+    counts = zeros.index_add(0, index, torch.ones_like(index, dtype=torch.int64))
+    return counts.view(-1, *[1] * (like.dim() - 1)).to(like.dtype)
 
 
 def similar_filters(
@@ -156,7 +146,7 @@ def _tied(row: Layer, group: Group, threshold: float, kind: str, tie: str | None
     note = f"{len(index)} filters, {count} distinct"
     if saved <= 0:
         return replace(row, note=f"{note}, but tying them would not make it smaller")
-    filters = _by_group(weight, index, True)
+    filters = _means(weight, index)
     error = Error().add(filters.index_select(0, index), weight)
     if tie is not None:
         parametrize.register_parametrization(module, "weight", Ties(index, tie), unsafe=True)

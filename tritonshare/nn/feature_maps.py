@@ -9,11 +9,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..binding import serializable
+from ..binding import LIBRARY, serializable, without_autocast
 from ..check import ArgumentError, ArgumentTypeError
 from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
-from ..ops.similarity_weight.reference import DISSIMILARITIES, KINDS
+from ..ops.similarity_weight.reference import DISSIMILARITIES, DISTANCES, KINDS
 from .arguments import gamma_of, number_of, one_of, positive_integer
+from .recompute import Forwards, refuse_replica
+from .rows import take_rows
 
 UPDATES = ("mean", "learned", "fixed")
 ASSIGNMENTS = ("hard", "soft")
@@ -37,20 +39,6 @@ class Fit(NamedTuple):
     converged: bool
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of features; the gradient is a sum by segment, which has the same bits every time."""
-
-    @staticmethod
-    def forward(ctx, features: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(indices)
-        ctx.count = features.shape[0]
-        return features[indices]
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        return segment_sum(grad, ctx.saved_tensors[0], ctx.count), None
-
-
 class FeatureMaps(torch.nn.Module):
     """`num_features` vectors of `dim` numbers, to which inputs are assigned and which follow them.
 
@@ -72,7 +60,7 @@ class FeatureMaps(torch.nn.Module):
         temperature: of "soft".
         reseed: a feature whose count is below this is empty, and is seeded again: the emptiest (of equally empty ones
             the first) gets the input that is farthest from its own feature, the next one the next, each with a count of
-            1. 0 for never. On a GPU it makes the host wait once for every update.
+            1. 0 for never. On a GPU it makes the host wait once for every update, but not in compiled code.
         clip: each input contributes to the mean with at most this L2 norm; longer ones are scaled down to it.
         noise: adds normal noise to each update's sums, of standard deviation noise * clip, and counts, of `noise`.
             It needs clip, and `assign="hard"`. What it gives: each of the two is a Gaussian mechanism with the noise
@@ -148,6 +136,7 @@ class FeatureMaps(torch.nn.Module):
         self.decay, self.temperature, self.reseed = decay, temperature, reseed
         self.clip, self.noise, self.seed = clip, noise, seed
         self.gamma, self.eps, self.process_group = gamma, eps, process_group
+        self._forwards = Forwards()
         features = torch.empty(num_features, dim, device=device, dtype=dtype)
         if update == "learned":
             self.features = torch.nn.Parameter(features)
@@ -171,17 +160,20 @@ class FeatureMaps(torch.nn.Module):
     def forward(self, input: torch.Tensor) -> Assigned:
         self._check(input)
         # distances and statistics are not autocast: a moving average in 8 bits would not move
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input):
             x = input.reshape(-1, self.dim)
-            features = self.features.to(x.dtype)
+            moving = self.training and self.update == "mean"
+            past = self._past(x) if moving else None
+            features = (self.features if past is None else past).to(x.dtype)
+            if moving:
+                features = features.clone()  # the update writes them before the backward
             found = nearest(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps)
             indices, values = found.indices[:, 0], found.values[:, 0]
             if self.assign == "soft":
-                features = features.clone()  # an update may write them before the backward
                 output = self._mixture(x, features, features)
             else:
-                output = _Gather.apply(features, indices) + (x - x.detach())
-            if self.training and self.update == "mean":
+                output = take_rows(features, indices) + (x - x.detach())
+            if moving and past is None:
                 self._update(x.detach(), indices, values.detach())
         shape = input.shape[:-1]
         return Assigned(output.view(input.shape), indices.view(shape), values.view(shape))
@@ -210,6 +202,16 @@ class FeatureMaps(torch.nn.Module):
 
     # The moving average.
 
+    def _past(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The features of the first forward, where a checkpoint computes it again; else what it may need is kept."""
+        refuse_replica(self, "moving averages")
+        if torch.compiler.is_compiling():
+            return None
+        past = self._forwards.recall("FeatureMaps", x)
+        if past is None:
+            self._forwards.remember(x, self.features)
+        return past
+
     @torch.no_grad()
     def _update(self, x: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
         counted = self._clipped(x.to(self.sums.dtype))
@@ -219,12 +221,19 @@ class FeatureMaps(torch.nn.Module):
             sums, counts = segment_sum(counted, indices, self.num_features), self._numbers(indices)
             total = torch.cat((sums, counts.to(sums.dtype)), 1)
         total = self._over_processes(total)
-        if not bool(total.isfinite().all()):
-            raise ArgumentError("FeatureMaps: input has values that are not finite: nothing is updated")
+        if total.is_meta:
+            return
+        refuse = "FeatureMaps: input has values that are not finite: nothing is updated"
+        if torch.compiler.is_compiling():
+            torch._assert_async(total.isfinite().all(), refuse)
+        elif not bool(total.isfinite().all()):
+            raise ArgumentError(refuse)
+        # a batch without inputs says nothing; whether it was one is as private as the rest
+        counts = torch.ones_like(self.updates) if self.noise else (total[:, -1].sum() > 0).to(torch.int64)
         if self.noise:
-            total += self._noise(total)
-        weight = torch.where(self.updates == 0, 1.0, 1 - self.decay).to(self.sums.dtype)
-        self.updates += 1
+            total = total + self._noise(total)
+        weight = torch.where(self.updates == 0, 1.0, 1 - self.decay).to(self.sums.dtype) * counts
+        self.updates += counts
         self.sums.lerp_(total[:, :-1], weight)
         self.counts.lerp_(total[:, -1], weight)
         # noise can leave a count near 0, or below; without it a feature keeps its place until counts underflow
@@ -232,8 +241,8 @@ class FeatureMaps(torch.nn.Module):
         means = self.sums / torch.where(known, self.counts, 1)[:, None]
         self.features.copy_(torch.where(known[:, None], means, self.features.to(means.dtype)))
         if self.reseed:
-            empty = self.counts < self.reseed
-            if bool(empty.any()):
+            empty = (self.counts < self.reseed).sum() * counts
+            if torch.compiler.is_compiling() or bool(empty):
                 self._seed_again(empty, x, values)
 
     def _clipped(self, x: torch.Tensor) -> torch.Tensor:
@@ -245,12 +254,18 @@ class FeatureMaps(torch.nn.Module):
     def _soft_sums(self, x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         """[num_features, dim + 1]: by the weights of soft assignment, sums of `counted` and, last, of ones. They
         are the gradient of mixtures to their values, which takes no weight of every pair in memory."""
-        with torch.inference_mode(False), torch.enable_grad():  # also within torch.inference_mode()
+        features, ones = self.features.detach().to(x.dtype), torch.nn.functional.pad(counted, (0, 1), value=1.0)
+        if torch.compiler.is_compiling():  # which takes no gradients within a forward
+            w = similarity_weight(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps) / self.temperature
+            return torch.softmax(-w if self.kind in DISSIMILARITIES else w, -1).to(ones.dtype).T @ ones
+        with (
+            torch.inference_mode(False),  # also within torch.inference_mode()
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(_itself, _itself),  # not a checkpoint's
+        ):
             values = counted.new_zeros(self.num_features, self.dim + 1, requires_grad=True)
-            x = x.clone() if x.is_inference() else x
-            mixtures = self._mixture(x, self.features.detach().to(x.dtype), values)
-            ones = counted.new_ones(len(counted), 1)
-            return torch.autograd.grad(mixtures, values, torch.cat((counted, ones), 1))[0]
+            x, features, ones = (t.clone() if t.is_inference() else t for t in (x, features, ones))
+            return torch.autograd.grad(self._mixture(x, features, values), values, ones)[0]
 
     def _numbers(self, indices: torch.Tensor) -> torch.Tensor:
         """[num_features, 1]: how many inputs each feature has. Integers are exact in any order."""
@@ -258,43 +273,45 @@ class FeatureMaps(torch.nn.Module):
         return zeros.index_add_(0, indices, torch.ones_like(indices))[:, None]
 
     def _noise(self, total: torch.Tensor) -> torch.Tensor:
-        """Drawn on the CPU, so that it is the same on every device."""
         drawn = self._normal(total.shape, 0) * self.noise
-        drawn[:, :-1] *= self.clip
-        return drawn.to(total)
+        scale = torch.full_like(drawn[0], self.clip)
+        scale[-1] = 1
+        return (drawn * scale).to(total)
 
     def _normal(self, shape: Any, stream: int) -> torch.Tensor:
-        """Of NumPy's generator, since torch's for the CPU heeds 32 bits of a seed only."""
-        drawn = np.random.default_rng((self.seed, int(self.updates), stream)).standard_normal(tuple(shape))
-        return torch.from_numpy(drawn)
+        return torch.ops.tritonshare.normal(self.updates, shape, str(self.seed), stream)
 
     def _seed_again(self, empty: torch.Tensor, x: torch.Tensor, values: torch.Tensor) -> None:
-        order = torch.sort(self.counts, stable=True).indices[: int(empty.sum())]
+        """Seed as many features as `empty` says, the emptiest first. Nothing waits for the number."""
+        order = torch.sort(self.counts, stable=True).indices
+        seeded = torch.arange(self.num_features, device=order.device) < empty
         if self.noise:
-            fullest = self.features[self.counts.argmax()]
-            moved = self._normal((len(order), self.dim), 1).to(fullest)
+            fullest = self.features[self.counts.argmax(0, keepdim=True)]
+            moved = self._normal(self.features.shape, 1).to(fullest)
             rows = fullest + moved * (0.01 * fullest.norm() / math.sqrt(self.dim))
         else:
-            rows = self._farthest(x, values if self.kind in DISSIMILARITIES else -values, len(order))
-            order = order[: len(rows)]
-        self.features[order] = rows.to(self.features.dtype)
-        self.counts[order] = 1
-        self.sums[order] = self.features[order].to(self.sums.dtype)
+            distances = values if self.kind in DISSIMILARITIES else -values
+            rows, found = self._farthest(x, distances, self.num_features)
+            seeded = seeded & found
+        rows = torch.where(seeded[:, None], rows.to(self.features.dtype), self.features[order])
+        self.features[order] = rows
+        self.counts[order] = torch.where(seeded, 1, self.counts[order])
+        self.sums[order] = torch.where(seeded[:, None], rows.to(self.sums.dtype), self.sums[order])
 
-    def _farthest(self, x: torch.Tensor, distances: torch.Tensor, many: int) -> torch.Tensor:
-        """The inputs, of all processes, with the largest distances: [at most many, dim], the first of equal ones."""
-        far = torch.sort(distances, descending=True, stable=True).indices[:many]
-        rows, distances = x[far], distances[far]
+    def _farthest(self, x: torch.Tensor, distances: torch.Tensor, many: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The inputs, of all processes, with the largest distances, [many, dim], the first of equal ones; and whether
+        there are so many whose distance is more than -inf, [many]."""
+        distances = torch.nn.functional.pad(distances.double(), (0, many), value=-math.inf)
+        distances, far = torch.sort(distances, descending=True, stable=True)
+        distances, far = distances[:many], far[:many]
+        rows = x[far.clamp_max(len(x) - 1)] if len(x) else x.new_zeros(many, self.dim)
         processes = self._processes()
         if processes > 1:
-            missing = many - len(far)
-            rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-            distances = torch.nn.functional.pad(distances.double(), (0, missing), value=-math.inf)
             rows = _gathered(rows, processes, self.process_group)
             distances = _gathered(distances, processes, self.process_group)
-            far = torch.sort(distances, descending=True, stable=True).indices[:many]
-            rows = rows[far[distances[far] > -math.inf]]
-        return rows
+            distances, far = torch.sort(distances, descending=True, stable=True)
+            rows, distances = rows[far[:many]], distances[:many]
+        return rows, distances > -math.inf
 
     # Processes.
 
@@ -331,27 +348,30 @@ class FeatureMaps(torch.nn.Module):
             restarts: with "k-means++", the best of so many.
             seed: of what is drawn; the same seed gives the same features.
 
-        An empty feature gets the input farthest from its own. `clip` counts, `noise` must be 0: fit is not private.
-        With update="mean" the moving average then goes on from these features, each by its share of the inputs, 1 on
-        average.
+        An empty feature gets the input farthest from its own, unless all are at their own. `clip` counts, `noise` must
+        be 0: fit is not private. With update="mean" the moving average then goes on from these features, each by its
+        share of the inputs, 1 on average.
 
         Raises: ArgumentError, in one sentence, before anything is changed.
         """
         self._check_fit(x, iterations, tolerance, start, restarts)
         x = self._clipped(x.to(torch.promote_types(x.dtype, torch.float32)))
-        moves = tolerance * self._variance(x)
+        centre, variances = self._centre_and_variances(x)
+        x = (x.double() - centre).to(x.dtype)
+        moves = tolerance * float(variances.mean())
         best = None
         for restart in range(restarts if isinstance(start, str) and start == "k-means++" else 1):
             if isinstance(start, torch.Tensor):
-                features = start.to(x)
+                features = (start.to(centre) - centre).to(x)
             elif start == "features":
-                features = self.features.to(x)
+                features = (self.features.double() - centre).to(x)
             else:
                 features = self._plus_plus(x, torch.Generator().manual_seed(seed + restart))
             found = self._iterate(x, features.clone(), iterations, moves)
             if best is None or found[0].inertia < best[0].inertia:
                 best = found
         result, features, numbers = best
+        features = features.double() + centre
         self.features.copy_(features)
         if self.update == "mean":
             self.counts.copy_(numbers / numbers.double().mean())
@@ -381,12 +401,19 @@ class FeatureMaps(torch.nn.Module):
             few = f"{len(x)}, fewer than the {self.num_features} features"
             raise ArgumentError(f"FeatureMaps.fit: x axis 0 (N) is {few}")
 
-    def _variance(self, x: torch.Tensor) -> float:
-        """The mean over dim of the variances of all processes' inputs."""
+    def _centre_and_variances(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all processes' inputs, in fp64 and by axis. Distances do not heed where inputs lie, but their rounding
+        does; other similarities do, and have a centre of 0. A centre is a multiple of a power of two near the standard
+        deviation, so that no input is rounded where it is taken away."""
         wide = x.double()
         number = self._over_processes(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device))
         mean = self._over_processes(wide.sum(0)) / number
-        return float(self._over_processes((wide - mean).square().sum(0)).mean() / number)
+        variances = self._over_processes((wide - mean).square().sum(0)) / number
+        if self.kind not in DISTANCES:
+            return torch.zeros_like(mean), variances
+        deviation = variances.sqrt()
+        unit = deviation / torch.frexp(deviation).mantissa
+        return torch.where(deviation > 0, (mean / unit).round() * unit, mean), variances
 
     def _nearest(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         kind = "sqeuclidean" if self.kind == "euclidean" else self.kind  # the same one, without roots
@@ -397,6 +424,8 @@ class FeatureMaps(torch.nn.Module):
             return (x - features[indices]).square().sum(1)
 
         converged, done = False, 0
+        radius = x.abs().max() if len(x) else x.new_zeros(())
+        same = (64 * torch.finfo(x.dtype).eps * radius).square() * self.dim  # what rounding makes of a distance of 0
         indices = self._nearest(x, features)
         while done < iterations and not converged:
             sums = self._over_processes(segment_sum(x, indices, self.num_features))
@@ -404,11 +433,12 @@ class FeatureMaps(torch.nn.Module):
             new = torch.where(numbers > 0, sums / numbers.clamp_min(1), features)
             empty = (numbers[:, 0] == 0).nonzero()[:, 0]
             if len(empty):
-                rows = self._farthest(x, distances(), len(empty))
-                new[empty[: len(rows)]] = rows
+                apart = distances()
+                rows, found = self._farthest(x, torch.where(apart > same, apart, -math.inf), len(empty))
+                new[empty[found]] = rows[found]
             moved = float((new.double() - features.double()).square().sum())
             features, done = new, done + 1
-            converged = moved <= moves and not len(empty)
+            converged = moved <= moves
             indices = self._nearest(x, features)
         inertia = float(self._over_processes(distances().double().sum()))
         return Fit(inertia, done, converged), features, self._over_processes(self._numbers(indices))[:, 0]
@@ -417,21 +447,23 @@ class FeatureMaps(torch.nn.Module):
         """Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, 2007, section 2.2; greedy, as they
         propose in section 8. Weights are rounded to integers, whose cumulative sums are exact in any order."""
         tries = 2 + int(math.log(self.num_features))
-        squares = x.square().sum(1)
+        wide = x.double()  # squares less products cancel
+        squares = wide.square().sum(1)
 
         def squared_distances(rows: torch.Tensor) -> torch.Tensor:
-            return (squares[None, :] - 2 * (rows @ x.T) + rows.square().sum(1)[:, None]).clamp_min(0)
+            rows = rows.double()
+            return (squares[None, :] - 2 * (rows @ wide.T) + rows.square().sum(1)[:, None]).clamp_min(0)
 
         first = int(torch.randint(len(x), (), generator=generator))
         chosen = [first]
         closest = squared_distances(x[first : first + 1])[0]
         for _ in range(1, self.num_features):
             drawn = torch.rand(tries, generator=generator, dtype=torch.float64).to(x.device)
-            scaled = closest.double() / closest.max().clamp_min(torch.finfo(closest.dtype).tiny)
+            scaled = closest / closest.max().clamp_min(torch.finfo(closest.dtype).tiny)
             steps = (scaled * (2**52 // len(x))).long().cumsum(0)
             places = torch.searchsorted(steps, (drawn * steps[-1]).long(), right=True).clamp_max(len(x) - 1)
             candidates = torch.minimum(squared_distances(x[places]), closest)
-            best = int(candidates.double().sum(1).argmin())
+            best = int(candidates.sum(1).argmin())
             chosen.append(int(places[best]))
             closest = candidates[best]
         features = x[torch.tensor(chosen, device=x.device)]
@@ -459,7 +491,27 @@ class FeatureMaps(torch.nn.Module):
         return text
 
 
+def _itself(t: torch.Tensor) -> torch.Tensor:
+    return t
+
+
 def _gathered(t: torch.Tensor, processes: int, group: Any) -> torch.Tensor:
     parts = [torch.empty_like(t) for _ in range(processes)]
     dist.all_gather(parts, t.contiguous(), group=group)
     return torch.cat(parts)
+
+
+LIBRARY.define("normal(Tensor updates, SymInt[] shape, str seed, int stream) -> Tensor")
+
+
+def _normal(updates: torch.Tensor, shape: Any, seed: str, stream: int) -> torch.Tensor:
+    """Of NumPy's generator, since torch's for the CPU heeds 32 bits of a seed only; on the CPU, so that it is the same
+    on every device. An operator, so that compiled code draws anew, too."""
+    drawn = np.random.default_rng((int(seed), int(updates), stream)).standard_normal(tuple(shape))
+    return torch.from_numpy(drawn).to(updates.device)
+
+
+LIBRARY.impl("normal", _normal, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "tritonshare::normal", lambda updates, shape, *_: updates.new_empty(shape, dtype=torch.float64), lib=LIBRARY
+)

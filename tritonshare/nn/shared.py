@@ -12,6 +12,7 @@ from ..check import ArgumentError, ArgumentTypeError
 from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
 from ..kernels.geometry import code_bytes
 from .conv_act_pool import ConvActPool2d
+from .recompute import Forwards, refuse_replica, within_function
 
 
 class _Shared(torch.nn.Module):
@@ -28,7 +29,7 @@ class _Shared(torch.nn.Module):
         if reassign_every < 0:
             raise ArgumentError(f"{name}: reassign_every must be at least 0, but is {reassign_every}")
         self.bits, self.codebooks, self.reassign_every = bits, codebooks, reassign_every
-        self._steps = 0
+        self._steps, self._forwards = 0, Forwards()
         codes = torch.empty(rows, code_bytes(count, bits), dtype=torch.uint8, device=device)
         self.register_buffer("codes", codes)
         empty = {"device": device, "dtype": dtype}
@@ -56,20 +57,23 @@ class _Shared(torch.nn.Module):
             if self.bias is not None:
                 self.bias.uniform_(-bound, bound)
             if self.latent is not None:
-                self.latent.copy_(self._decoded())
+                self.latent.copy_(self._decoded(self.codes))
 
     def indices(self) -> torch.Tensor:
         """Which centroid of its codebook each weight is: int64, of the weight's shape."""
         return packing.weight_of(packing.unpack(self.codes, self.bits, self._count), self.dense_shape)
 
-    def _decoded(self) -> torch.Tensor:
-        rows = packing.decode(self.codes, self.codebook, self.bits, self._count)
+    def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
+        rows = packing.decode(codes, self.codebook, self.bits, self._count)
         return packing.weight_of(rows, self.dense_shape)
 
     @property
     def weight(self) -> torch.Tensor:
         """The dense weight, decoded. Its gradient goes to the codebook (and to `latent` where there is one)."""
-        weight = self._decoded()
+        return self._dense(self.codes)
+
+    def _dense(self, codes: torch.Tensor) -> torch.Tensor:
+        weight = self._decoded(codes)
         # straight through: nothing is added to the value, and the gradient reaches both
         return weight if self.latent is None else weight + (self.latent - self.latent.detach())
 
@@ -127,19 +131,27 @@ class _Shared(torch.nn.Module):
             module.bias.requires_grad_(self.bias.requires_grad)
         return module.train(self.training)
 
-    def _before(self) -> bool:
-        """Count a training step and re-assign where it is time; whether the dense weight is what is trained."""
+    def _trained(self, input: torch.Tensor) -> torch.Tensor | None:
+        """The dense weight, where it is what is trained; then a training step is counted."""
         if self.latent is None:
-            return False
-        if self.training and torch.is_grad_enabled():
-            self._step()
-        return True
+            return None
+        if self.training and (torch.is_grad_enabled() or within_function()):
+            return self._dense(self._step(input))
+        return self.weight
 
     @torch.compiler.disable
-    def _step(self) -> None:
-        if self._steps and self._steps % self.reassign_every == 0:
-            self.assign_(self.latent)
-        self._steps += 1
+    def _step(self, input: torch.Tensor) -> torch.Tensor:
+        """The codes of this step, assigned anew where it is time; of the first forward, where a checkpoint computes it
+        again."""
+        refuse_replica(self, "the steps of reassign_every")
+        codes = self._forwards.recall(type(self).__name__, input)
+        if codes is None:
+            if self._steps and self._steps % self.reassign_every == 0:
+                self.assign_(self.latent)
+            self._steps += 1
+            self._forwards.remember(input, self.codes)
+            codes = self.codes
+        return codes
 
     def _sharing(self) -> str:
         text = f", bits={self.bits}"
@@ -162,7 +174,8 @@ class SharedLinear(_Shared):
             straight through (its gradient is that of the decoded weight), and every n training steps (forward calls
             with gradients, in training mode) each index takes the centroid nearest to it. While it lasts this costs
             what a dense layer costs: weight, gradient and optimizer state of every weight, and a decoded copy in each
-            pass; under torch.compile the count breaks the graph. `fix_()` ends it. The count is of this process.
+            pass; under torch.compile the count breaks the graph, and torch.nn.DataParallel is refused. A forward
+            that a checkpoint computes again is no step. `fix_()` ends it. The count is of this process.
 
     Attributes:
         codebook: Parameter [codebooks, 2**bits]. codes: uint8 [out_features, ceil(in_features * bits / 8)], packed as
@@ -195,8 +208,9 @@ class SharedLinear(_Shared):
         self._build(bits, codebooks, bias, reassign_every, device, dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self._before():
-            return F.linear(input, self.weight, self.bias)
+        weight = self._trained(input)
+        if weight is not None:
+            return F.linear(input, weight, self.bias)
         return shared_linear(input, self.codes, self.codebook, self.bias, bits=self.bits)
 
     @classmethod
@@ -299,8 +313,9 @@ class SharedConv2d(_Shared):
             padding = 0
         block = {name: getattr(self, name) for name in _BLOCK}
         where = (self.stride, padding, self.dilation, self.groups)
-        if self._before():
-            return conv2d_act_pool(input, self.weight, self.bias, *where, **block)
+        weight = self._trained(input)
+        if weight is not None:
+            return conv2d_act_pool(input, weight, self.bias, *where, **block)
         return shared_conv2d_act_pool(
             input, self.codes, self.codebook, self.bias, self.kernel_size, *where, bits=self.bits, **block
         )

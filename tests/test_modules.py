@@ -1,0 +1,260 @@
+"""Every module under torch's own machinery, and what modules refuse: generated from a list of all of them."""
+
+import copy
+import inspect
+import io
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
+from torch.utils.checkpoint import checkpoint
+
+from tests.ops import assert_same_bits
+from tritonshare import nn
+from tritonshare.check import ArgumentError
+from tritonshare.compress import similar_filters
+
+pytestmark = pytest.mark.reference
+
+
+def tied(rule):
+    """A layer some of whose filters are one."""
+    layer = torch.nn.Linear(5, 6)
+    with torch.no_grad():
+        layer.weight[3:] = layer.weight[:3]
+    return similar_filters(layer, tie=rule)[0]
+
+
+def maps(**options):
+    return nn.FeatureMaps(4, 3, **options)
+
+
+# name -> (made anew, the shape of an input without its batch)
+MODULES = {
+    "block": (lambda: nn.ConvActPool2d(2, 4, 3, padding=1, activation="tanh"), (2, 6, 6)),
+    "shared_linear": (lambda: nn.SharedLinear(6, 5, bits=2), (6,)),
+    "shared_linear_latent": (lambda: nn.SharedLinear(6, 5, bits=2, reassign_every=2), (6,)),
+    "shared_conv": (lambda: nn.SharedConv2d(2, 4, 3, bits=2, pool="max", activation="relu"), (2, 6, 6)),
+    "shared_conv_latent": (lambda: nn.SharedConv2d(2, 4, 3, bits=2, reassign_every=2), (2, 6, 6)),
+    "maps_mean": (maps, (3,)),
+    "maps_learned": (lambda: maps(update="learned"), (3,)),
+    "maps_fixed": (lambda: maps(update="fixed", kind="dot"), (3,)),
+    "maps_soft": (lambda: maps(assign="soft", kind="sqeuclidean"), (3,)),
+    "maps_soft_learned": (lambda: maps(assign="soft", update="learned", kind="cosine"), (3,)),
+    "maps_clipped": (lambda: maps(clip=1.0, reseed=0.5), (3,)),
+    "maps_private": (lambda: maps(clip=1.0, noise=0.1), (3,)),
+    "similarity_linear": (lambda: nn.SimilaritySharedLinear(6, 5, 4, 3), (6,)),
+    "ties": (lambda: tied("learned"), (5,)),
+    "ties_mean": (lambda: tied("mean"), (5,)),
+}
+MOVING = ("shared_linear_latent", "shared_conv_latent", "maps_mean", "maps_soft", "maps_clipped", "maps_private")
+every = pytest.mark.parametrize("name", MODULES)
+moving = pytest.mark.parametrize("name", MOVING)
+
+
+def made(name, batch=7, dtype=torch.float32):
+    torch.manual_seed(0)
+    make, shape = MODULES[name]
+    return make().to(dtype), torch.randn(batch, *shape, dtype=dtype)
+
+
+def output(out):
+    return out[0] if isinstance(out, tuple) else out
+
+
+def gradients(module, x, call=None, create_graph=False):
+    """Of the input and of all parameters."""
+    x = x.detach().requires_grad_()
+    out = output((module if call is None else call)(x))
+    weights = torch.arange(out.numel(), dtype=out.dtype).view_as(out).sin()
+    of = [x, *(p for p in module.parameters() if p.requires_grad)]
+    return torch.autograd.grad((out * weights).sum(), of, create_graph=create_graph)
+
+
+# Functional transforms, forward mode, double backward, tracing, meta.
+
+
+@every
+def test_functional_transforms(name):
+    module, x = made(name)
+    module.eval()
+
+    def loss(parameters, x):
+        return output(functional_call(module, parameters, (x,))).sin().sum()
+
+    parameters = {key: p.detach() for key, p in module.named_parameters()}
+    out = output(module(x))
+    torch.testing.assert_close(vmap(lambda x: output(module(x[None]))[0])(x), out)
+    if not parameters:
+        return
+    each = vmap(grad(loss), (None, 0))(parameters, x[:, None])
+    together = torch.autograd.grad(output(module(x)).sin().sum(), list(module.parameters()), allow_unused=True)
+    for a, b in zip(each.values(), together, strict=True):
+        torch.testing.assert_close(a.sum(0), torch.zeros_like(a[0]) if b is None else b, rtol=1e-4, atol=1e-5)
+
+
+@every
+def test_forward_mode_is_the_transposed_of_the_backward(name):
+    module, x = made(name, dtype=torch.float64)
+    module.eval()
+    tangent, weights = torch.randn_like(x), torch.randn_like(output(module(x)))
+    leaf = x.clone().requires_grad_()
+    (dx,) = torch.autograd.grad((output(module(leaf)) * weights).sum(), leaf)
+    pushed = jvp(lambda x: output(module(x)), (x,), (tangent,))[1]
+    torch.testing.assert_close((pushed * weights).sum(), (dx * tangent).sum())
+    with forward_ad.dual_level():
+        dual = output(module(forward_ad.make_dual(x, tangent)))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, pushed)
+
+
+@every
+def test_gradients_of_gradients(name):
+    module, x = made(name, batch=3, dtype=torch.float64)
+    module.eval()
+    plain, again = gradients(module, x), gradients(module, x, create_graph=True)
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.autograd.gradgradcheck(lambda x: output(module(x)), x.requires_grad_(), atol=1e-4)
+
+
+@every
+@pytest.mark.parametrize("training", [False, True])
+def test_meta(name, training):
+    module, x = made(name)
+    expected = output(module.train(training)(x))
+    found = output(module.to("meta")(x.to("meta")))
+    assert found.shape == expected.shape
+    assert found.is_meta
+
+
+@every
+@pytest.mark.filterwarnings("ignore")
+def test_traces(name):
+    module, x = made(name)
+    module.eval()
+    traced = torch.jit.trace(module, (x,), check_trace=False)
+    torch.testing.assert_close(output(traced(x)), output(module(x)))
+
+
+@every
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_whole(name, training):
+    module, x = made(name)
+    if training and "latent" in name:
+        pytest.skip("counting steps breaks the graph, as is documented")
+    twin = copy.deepcopy(module)
+    module.train(training), twin.train(training)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for batch in (x, x.flip(0), x[:5]):
+        torch.testing.assert_close(gradients(module, batch, compiled), gradients(twin, batch))
+    torch.testing.assert_close(module.state_dict(), twin.state_dict())
+
+
+# Activation checkpointing, replicas.
+
+
+@moving
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("order", ["one by one", "backward", "forward", "summed"])
+def test_checkpoints_change_state_once_and_have_the_same_gradients(name, reentrant, order):
+    """Three batches a step, whose backwards come in every order; and each forward of three steps changes the state."""
+    module, x = made(name)
+    twin = copy.deepcopy(module)
+    found = []
+    for of, call in (
+        (twin, twin),
+        (module, lambda x: checkpoint(lambda x: output(module(x)), x, use_reentrant=reentrant)),
+    ):
+        optimizer = torch.optim.SGD([*of.parameters(), torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+        all_of = []
+        for step in range(3):
+            optimizer.zero_grad()
+            losses = []
+            for number in range(3):
+                leaf = (x * (step + number + 1)).requires_grad_()
+                losses.append((leaf, (output(call(leaf)) * torch.arange(1, 8).view(-1, *[1] * (x.dim() - 1))).sum()))
+                if order == "one by one":
+                    losses[-1][1].backward()
+            if order == "summed":
+                sum(loss for _, loss in losses).backward()
+            elif order != "one by one":
+                for _, loss in losses if order == "forward" else losses[::-1]:
+                    loss.backward()
+            all_of += [leaf.grad for leaf, _ in losses] + [p.grad.clone() for p in of.parameters()]
+            optimizer.step()
+        found.append(all_of)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(module.state_dict(), twin.state_dict())
+
+
+@moving
+def test_data_parallel_is_refused(name):
+    """Its replicas would lose the state. In eval mode they change none."""
+    module, x = made(name)
+    replica = module._replicate_for_data_parallel()
+    replica._parameters = dict(module._parameters)
+    with pytest.raises(ArgumentError, match=r"lost in torch\.nn\.DataParallel: use DistributedDataParallel$"):
+        replica(x)
+    replica.training = False
+    module.eval()
+    torch.testing.assert_close(output(replica(x)), output(module(x)))
+
+
+# State.
+
+
+@every
+def test_copies_have_the_state_and_go_on_alike(name):
+    module, x = made(name)
+    module(x)
+    other = made(name)[0]
+    other.load_state_dict(module.state_dict())
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    third = made(name)[0]
+    third.load_state_dict(torch.load(file, weights_only=True))
+    twins = [copy.deepcopy(module), other, third]
+    for twin in twins:
+        assert_same_bits([(output(twin.eval()(x)), output(module.eval()(x)))])
+        assert_same_bits(zip(twin.state_dict().values(), module.state_dict().values(), strict=True))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_integers_keep_their_dtype_and_values(name, dtype):
+    module, x = made(name)
+    before = {key: t.clone() for key, t in module.state_dict().items()}
+    module.to(dtype).eval()
+    for key, t in module.state_dict().items():
+        if not before[key].is_floating_point():
+            assert_same_bits([(t, before[key])])
+    assert output(module(x.to(dtype))).dtype == dtype
+
+
+@every
+@pytest.mark.parametrize("training", [False, True])
+def test_empty_batches(name, training):
+    """A batch without inputs gives an output without any, and changes no state."""
+    module, x = made(name, batch=0)
+    module.train(training)
+    before = copy.deepcopy(module.state_dict())
+    out = output(module(x.requires_grad_()))
+    assert len(out) == 0
+    out.sum().backward()
+    if name != "maps_private":  # whether a batch was empty is private, too
+        assert_same_bits(zip(module.state_dict().values(), before.values(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 6), (0, 2, 6), (0, 0, 6), (2, 3, 6), (6,)])
+@pytest.mark.parametrize("name", ["shared_linear", "shared_linear_latent", "similarity_linear"])
+def test_leading_axes_are_linears(name, shape):
+    module = made(name)[0]
+    assert module(torch.randn(shape)).shape == torch.nn.Linear(6, 5)(torch.randn(shape)).shape
+
+
+def test_every_module_is_in_the_list():
+    classes = {type(made(name)[0]).__name__ for name in MODULES}
+    assert {name for name in nn.__all__ if inspect.isclass(getattr(nn, name))} <= classes
