@@ -81,7 +81,13 @@ def test_gate_in_channels_last(op, case, dtype):
 
 
 @pytest.mark.parametrize("op", ops())
-@hypothesis.settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # by the clock
+)
 @hypothesis.given(rng=strategies.randoms(use_true_random=False))
 def test_gate_on_drawn_geometries(op, rng):
     case = op.draw(rng)

@@ -376,14 +376,14 @@ def few_candidates(monkeypatch):
 @stub
 def test_a_dry_run_writes_a_file_that_readers_refuse(fresh_problems, tmp_path, capsys):
     out = tmp_path / "dry.json"
-    options = ["--case", "exact", "--dry", "--plans", "3", "--budget", "inf"]
+    options = ["--case", "exact", "--dry", "--plans", "2", "--budget", "inf"]
     options += ["--out", str(out), "--revision", "0123abc"]
     assert bench_tune.main([OP.name, *options]) == 0
     printed = capsys.readouterr().out
     data = json.loads(out.read_text())
     assert data["dry"] is True
     assert {row["pass"] for row in data["plans"]} == {"forward", "backward_input", "backward_weight"}
-    assert {row["candidates"] for row in data["plans"]} == {3}
+    assert {row["candidates"] for row in data["plans"]} == {2}
     assert {row["pass"] for row in data["verdicts"]} == {"inference", "training"}
     assert all(row["provenance"]["revision"] == "0123abc" for row in data["plans"] + data["verdicts"])
     with pytest.raises(tables.TableError, match="dry run"):
