@@ -8,12 +8,13 @@ from weakref import ref
 import pytest
 import torch
 
-from tests.ops import assert_same_bits
+from tests.ops import assert_same_bits, takes_kernels
 from tritonshare import optim
 from tritonshare.optim import attach
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
 RULES = [("SGD", {"lr": 0.1, "momentum": 0.9}), ("Adam", {"lr": 0.01}), ("AdamW", {"lr": 0.01, "similarity": "row"})]
+AT_RANDOM = ("SGD", {"lr": 0.1, "stochastic_rounding": True})
 
 
 def model():
@@ -25,7 +26,7 @@ def model():
 def losses(network, optimizer, steps=4, *, scheduler=None):
     found = []
     for seed in range(steps):
-        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
+        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)).to(network[0].weight.dtype)
         loss = network(x).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -36,12 +37,15 @@ def losses(network, optimizer, steps=4, *, scheduler=None):
     return found
 
 
-@pytest.mark.parametrize(("name", "options"), RULES)
+@pytest.mark.parametrize(("name", "options"), [*RULES, AT_RANDOM])
 def test_the_same_bits_as_a_step_after_the_backward(name, options):
     """In the same loop, with a schedule, in two groups; and afterwards, detached."""
+    at_random = "stochastic_rounding" in options
+    if at_random and not takes_kernels():
+        pytest.skip("the kernels' alone")
     results = []
     for attached in (False, True):
-        network = model()
+        network = model().bfloat16() if at_random else model()
         weights = list(network.parameters())
         optimizer = getattr(optim, name)([{"params": weights[:2]}, {"params": weights[2:], "lr": 0.02}], **options)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)

@@ -544,7 +544,10 @@ def test_checkpoints_of_small_states(rule, state_dtype):
 
     p, optimizer = begun()
     steps(p, optimizer, (1, 2, 3))
+    hooked = []
+    optimizer.register_state_dict_post_hook(lambda _, found: hooked.append(dict(found["state"][0])))
     saved = optimizer.state_dict()
+    assert hooked[0].keys() == saved["state"][0].keys()  # hooks see what is saved
     kept = torch.bfloat16 if state_dtype == torch.bfloat16 else torch.float32
     assert {t.dtype for name, t in saved["state"][0].items() if name != "step"} == {kept}
     cls.stepped_by([torch.nn.Parameter(torch.ones(5, 130))], **options).load_state_dict(saved)
