@@ -100,6 +100,11 @@ def twice(path):
     path.write_text('{"format": 1, "format": 1, "benchmarks": []}')
 
 
+def twice_at_the_end(path):
+    names = ", ".join(f'"{i}": 1' for i in range(100_000))
+    path.write_text(f'{{{names}, "99999": 1}}')
+
+
 def number(path):
     path.write_text('{"format": ' + "9" * 10**5 + "}")
 
@@ -119,7 +124,7 @@ def entry(**changes):
 
 
 EVERY = {"folder": a_folder, "pipe": a_pipe, "device": a_device, "loop": a_loop, "sparse": sparse, "deep": deep}
-JSON = {"twice": twice, "number": number}
+JSON = {"twice": twice, "twice at the end": twice_at_the_end, "number": number}
 SAFETENSORS = {
     "many tensors": many_tensors,
     "deep header": deep_header,

@@ -519,6 +519,9 @@ def nothing():
 def broken():
     raise ValueError("no weights")
 
+def leaving():
+    raise SystemExit("no model")
+
 number = 3
 """
 
@@ -529,6 +532,7 @@ def file(tmp_path, monkeypatch):
     path = tmp_path / "targets_of_a_test.py"
     path.write_text(TARGETS)
     (tmp_path / "unfinished.py").write_text("1 +")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
     return path
 
 
@@ -553,6 +557,8 @@ def test_a_target_is_found_by_file_and_by_module(file):
         ("targets_of_a_test.py:number", "is int, not a function"),
         ("targets_of_a_test.py:nothing", "must return (module, *example inputs), but returned NoneType"),
         ("targets_of_a_test.py:broken", "raised ValueError: no weights"),
+        ("targets_of_a_test.py:leaving", "raised SystemExit: no model"),
+        ("leaving:net", "leaving cannot be imported (SystemExit: 3)"),
     ],
 )
 def test_a_target_that_cannot_be_used_is_one_sentence(file, monkeypatch, capsys, name, told):

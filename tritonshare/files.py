@@ -122,8 +122,8 @@ def parse(content: str | bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise FileError(f"is JSON with two values of {twice!r:.80}")
     return found
 
@@ -226,7 +226,10 @@ def _temporary(target: Path) -> tuple[str, BinaryIO]:
 def _sweep(target: Path) -> None:
     """Take away temporary files for `target` that no process holds any more."""
     ours = re.compile(re.escape(_stem(target)) + r"[0-9a-f]{12}\.tmp")
-    for name in os.listdir(target.parent) if fcntl else ():
+    names = []
+    with suppress(PermissionError):  # a folder may be for writing only
+        names = os.listdir(target.parent) if fcntl else []
+    for name in names:
         if ours.fullmatch(name):
             with suppress(OSError):
                 left = target.with_name(name)

@@ -1,6 +1,5 @@
 """What `tritonshare train` can be asked for. No package of the extra `train` is needed to read it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ SIMILARITIES = {"none": None, "tensor": "tensor", "row": "row"}
 SHARED_CODEBOOKS = 8  # at most, of a layer, with --shared-bits
 SHARED_REASSIGNED = 10  # steps of fine-tuning between two re-assignments of indices
 MAX_EPOCHS = 10_000  # whose history still fits into a checkpoint's header
+MAX_BATCH = 10**9
+MAX_RATE = 1e38  # a weight is float32
 HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
 
 
@@ -77,16 +78,16 @@ class Options:
                 raise OptionError(f"--{option} must be one of {', '.join(known)}, not {getattr(self, option)}")
         if self.epochs is not None and not 1 <= self.epochs <= MAX_EPOCHS:
             raise OptionError(f"--epochs must be from 1 to {MAX_EPOCHS:,}, not {self.epochs}")
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size must be at least 1, not {self.batch_size}")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise OptionError(f"--lr must be a positive number, not {self.learning_rate:g}")
+        if not 1 <= self.batch_size <= MAX_BATCH:
+            raise OptionError(f"--batch-size must be from 1 to {MAX_BATCH:,}, not {self.batch_size}")
+        if not 0 < self.learning_rate <= MAX_RATE:
+            raise OptionError(f"--lr must be a positive number up to {MAX_RATE:g}, not {self.learning_rate:g}")
         if self.shared_bits is not None and not 1 <= self.shared_bits <= 8:
             raise OptionError(f"--shared-bits must be from 1 to 8, not {self.shared_bits}")
-        if self.shared_epochs < 1:
-            raise OptionError(f"--shared-epochs must be at least 1, not {self.shared_epochs}")
-        if not (self.shared_lr > 0 and math.isfinite(self.shared_lr)):
-            raise OptionError(f"--shared-lr must be a positive number, not {self.shared_lr:g}")
+        if not 1 <= self.shared_epochs <= MAX_EPOCHS:
+            raise OptionError(f"--shared-epochs must be from 1 to {MAX_EPOCHS:,}, not {self.shared_epochs}")
+        if not 0 < self.shared_lr <= MAX_RATE:
+            raise OptionError(f"--shared-lr must be a positive number up to {MAX_RATE:g}, not {self.shared_lr:g}")
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"--seed must be in 0..2**63-1, not {self.seed}")
 
