@@ -52,6 +52,35 @@ def test_gate(shape, dtype, similarity):
         assert compared.passed, str(compared)
 
 
+@pytest.mark.parametrize("lazily", [torch._neg_view, lambda t: t.flatten()[:1].expand(t.numel()).view(t.shape)])
+@pytest.mark.parametrize("place", ["weight", "grad", "similarity", "lr"])
+def test_lazy_tensors(place, lazily):
+    given = {"weight": drawn((3, 4), torch.float32, 0), "grad": drawn((3, 4), torch.float32, 1)}
+    given |= {"similarity": torch.rand(3, 1), "lr": torch.tensor(0.1)}
+    if place != "weight" or lazily is torch._neg_view:  # torch writes to no expanded tensor, either
+        given[place] = lazily(given[place])
+    stored = {name: t.clone() for name, t in given.items()}
+    found, expected = (adaptive_update_(**of).clone() for of in (given, stored))
+    torch.testing.assert_close(found, expected)
+
+
+def test_modes_tangents_and_graphs():
+    from torch.autograd import forward_ad
+    from torch.utils.flop_counter import FlopCounterMode
+
+    w, g = drawn((3, 4), torch.float32, 0), drawn((3, 4), torch.float32, 1)
+    expected = w - 0.5 * g
+    with FlopCounterMode(display=False):
+        torch.testing.assert_close(adaptive_update_(w.clone(), g, lr=0.5), expected)
+    with forward_ad.dual_level():
+        dual = adaptive_update_(forward_ad.make_dual(w.clone(), g), g, lr=0.5)
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, g)
+    graph = torch.fx.symbolic_trace(lambda w, g: (adaptive_update_(w, g, lr=0.5), w.neg())[1])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    torch.testing.assert_close(graph(w, g), -expected)
+
+
 @pytest.mark.parametrize("layout", [to_channels_last, unaligned, lambda t: t.transpose(0, 1)], ids=["nhwc", "off", "t"])
 @pytest.mark.parametrize("similarity", ["row", "column", "element", "axis"])
 def test_layouts_give_the_same_bits(layout, similarity):

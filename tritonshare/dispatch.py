@@ -106,8 +106,7 @@ def untraced() -> Iterator[None]:
 
 
 def in_graph(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """A node of torch.fx that calls `function`, where an argument is one; else None."""
-    for value in arguments.values():
-        if isinstance(value, torch.fx.Proxy):
-            return value.tracer.create_proxy("call_function", function, (), arguments)
-    return None
+    """A node of torch.fx that calls `function`, where one is among the arguments, or within them; else None."""
+    proxies: list[torch.fx.Proxy] = []
+    torch.fx.node.map_aggregate(arguments, lambda a: proxies.append(a) if isinstance(a, torch.fx.Proxy) else None)
+    return proxies[0].tracer.create_proxy("call_function", function, (), arguments) if proxies else None

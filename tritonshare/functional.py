@@ -370,3 +370,4 @@ def cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: flo
 
 # What a graph of torch.fx calls where an op meets its proxies.
 FUNCTIONS.update({name: globals()[name] for name in __all__ if name != "Nearest"})
+torch.fx.has_side_effect(adaptive_update_)  # what such a graph calls for its effect, it keeps

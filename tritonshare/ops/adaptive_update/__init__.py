@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan
+from ... import dispatch, launch, plan
 from ...binding import LIBRARY
 from ...check import Arguments, Clause, check, flag, floating, relation, same_device, tensor
 from ...kernels.geometry import ceil_div
+from ...op import FUNCTIONS
 from ...plan import Plan
 from .memory import is_dense
 from .similarity import along_of, laid_out, resolve
@@ -78,18 +79,38 @@ def adaptive_update_(
 ) -> torch.Tensor:
     """The checked call, on raw arguments."""
     arguments = {"weight": weight, "grad": grad, "lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+    if not (_is_tensor(weight) and _is_tensor(grad)):
+        node = dispatch.in_graph(FUNCTIONS[NAME], {**arguments, "similarity": similarity})
+        if node is not None:
+            return node
     check(NAME, CONTRACT, arguments)
     scale = resolve(similarity, weight, NAME)
     rate = None
     if _is_tensor(lr):
         rate, lr = lr.detach(), 1.0
     sign = -1.0 if maximize else 1.0
+    given = (weight, grad, scale, rate, sign * lr, sign * weight_decay)
     if torch.compiler.is_compiling():
-        torch.ops.tritonshare.adaptive_update_(weight, grad, scale, rate, sign * lr, sign * weight_decay)
-    else:
-        _update(weight, grad, scale, rate, sign * lr, sign * weight_decay)
+        torch.ops.tritonshare.adaptive_update_(*given)
+    elif dispatch.plain(given[:4]):
+        _update(*given)
         torch.autograd.graph.increment_version(weight)
+    else:
+        _watched(*given)
     return weight
+
+
+def _watched(weight: torch.Tensor, grad: torch.Tensor, scale: Any, rate: Any, lr: float, weight_decay: float) -> None:
+    """A call that torch watches or transforms, or one on tensors that are not plain memory: see dispatch."""
+    way, _ = dispatch.way((weight, grad, scale, rate))
+    if way is dispatch.Way.REGISTERED:
+        torch.ops.tritonshare.adaptive_update_(weight, grad, scale, rate, lr, weight_decay)
+    elif way is dispatch.Way.REFERENCE or weight.is_neg():
+        reference_(weight, grad, scale, rate, lr, weight_decay)
+    else:
+        with dispatch.profiled(f"tritonshare::{NAME}"):
+            _update(weight, *dispatch.resolved((grad, scale, rate)), lr, weight_decay)
+        torch.autograd.graph.increment_version(weight)
 
 
 def _update(
