@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.ops import OPS, call, case_of, cases, exact, laws, leaves, ops, pairs_of_law
-from tritonshare import explain, functional, gate, launch
+from tests.ops import OPS, call, case_of, cases, exact, laws, leaves, ops, pairs_of_law, to_channels_last
+from tritonshare import binding, explain, functional, gate, launch
 from tritonshare.check import ArgumentError, ArgumentTypeError
-from tritonshare.op import first_of
+from tritonshare.op import differentiable, first_of
 from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
 from tritonshare.plan import DEVICES, using
 
@@ -235,3 +236,49 @@ def test_leading_axes_broadcast_as_in_matmul():
     assert found.indices.shape == (3, 2, 5, 2)
     with pytest.raises(ArgumentError, match="y has the leading axes"):
         functional.similarity_weight(torch.randn(3, 5, 7), torch.randn(2, 6, 7))
+
+
+# The registered operators' layouts, which torch.compile plans with.
+
+
+def transposed(t):
+    """The same numbers, the last two axes changed over in memory."""
+    return t.mT.contiguous().mT if t.dim() > 1 else t
+
+
+def registered_results(op, tensors, options, grad):
+    """All outputs of the registered operator, and all of its backward."""
+    outs = binding.tupled(getattr(torch.ops.tritonshare, op.name)(*tensors, *options))
+    needs = differentiable(tensors)
+    grads = getattr(torch.ops.tritonshare, f"{op.name}_backward")(grad, *tensors, *outs, *options, needs)
+    return [*outs, *grads]
+
+
+def layouts(tensors):
+    """The tensors in every mixture of two layouts, and all of them transposed."""
+    ways = [(lambda t: t, to_channels_last if t is not None and t.dim() == 4 else transposed) for t in tensors]
+    several = [way if t is not None and t.dim() > 1 else way[:1] for way, t in zip(ways, tensors, strict=True)]
+    for chosen in itertools.product(*several):
+        yield [way(t) for way, t in zip(chosen, tensors, strict=True)]
+    yield [t if t is None else transposed(t) for t in tensors]
+
+
+LAID = [(*p.values, "kernels") for p in cases("tiny", "edge", "smooth")]
+LAID += [(*p.values, "reference") for p in cases("tiny", "smooth")]
+
+
+@pytest.mark.parametrize(("op", "case", "path"), [pytest.param(*p, id=f"{p[0].name}-{p[1].name}-{p[2]}") for p in LAID])
+def test_fake_results_lie_as_real_ones(op, case, path):
+    """Of operands and gradient in every mixture of layouts; launches of kernels are recorded, not made."""
+    tensors = gate.make_tensors(case, torch.float32)
+    for *laid, grad in layouts([*tensors, gate.make_gradient(call(op, tensors, **case.options))]):
+        options = op.canonical(laid, *gate.raw_options(op, case.options))
+        with launch.record() if path == "kernels" else using(path="reference"), torch.no_grad():
+            real = registered_results(op, laid, options, grad)
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                fakes = [t if t is None else mode.from_tensor(t) for t in laid]
+                fake = registered_results(op, fakes, options, mode.from_tensor(grad))
+        for a, b in zip(real, fake, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+            assert a.numel() == 0 or all(n == 1 or of_a == of_b for n, of_a, of_b in strides)

@@ -81,6 +81,14 @@ def gradients_by_reference(
     return [next(grads) if n else None for n in needs]
 
 
+def in_layouts_of(own: list[torch.Tensor | None], grads: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """`grads`, written to `own`, whose layouts were promised to a compiler: torch gives its gradients others."""
+    for t, grad in zip(own, grads, strict=True):
+        if t is not None:
+            t.copy_(grad)
+    return own
+
+
 # Eager mode.
 
 
@@ -181,20 +189,25 @@ def register(op: Op) -> None:
         grad, args, needs = args[0], args[1:-1], args[-1]
         return grad, args[:tensors], args[tensors : tensors + op.outputs], args[tensors + op.outputs :], needs
 
+    def like(inputs, needs):
+        return [torch.empty_like(t) if n else None for t, n in zip(inputs, needs, strict=True)]
+
     def backward(*args):
         grad, inputs, outs, rest, needs = split(args)
         problem = op.problem_of(inputs, rest)
         if problem is None:
-            grads = gradients_by_reference(op.reference, grad, inputs, rest, needs)
+            own = like(inputs, needs)
+            grads = in_layouts_of(own, gradients_by_reference(op.reference, grad, inputs, rest, needs))
         else:
             grads = problem.backward(grad, inputs, outs, needs)
         return [g for g in grads if g is not None]
 
     def backward_fake(*args):
         _, inputs, _, rest, needs = split(args)
-        if not launch.path(inputs[0]).kernels:
-            return [torch.empty_like(t) for t, n in zip(inputs, needs, strict=True) if n]
-        grads = op.problem(inputs, rest).allocate_gradients(inputs, needs)
+        if launch.path(inputs[0]).kernels:
+            grads = op.problem(inputs, rest).allocate_gradients(inputs, needs)
+        else:
+            grads = like(inputs, needs)
         return [g for g in grads if g is not None]
 
     def setup_context(ctx, inputs, output):

@@ -63,7 +63,7 @@ def _unpacked(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     shifts = torch.arange(0, many * bits, bits, dtype=word.dtype, device=codes.device)
     # by its name: ONNX has no translation of `>>` by a tensor
     indices = torch.bitwise_right_shift(word.unsqueeze(-1), shifts) & (1 << bits) - 1
-    return indices.to(torch.int32).view(*rows, units * many)[..., :count]
+    return indices.to(torch.int32).reshape(*rows, units * many)[..., :count]
 
 
 def decode(codes: torch.Tensor, codebook: torch.Tensor, bits: int, count: int) -> torch.Tensor:

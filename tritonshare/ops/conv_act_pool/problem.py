@@ -11,7 +11,7 @@ import torch
 from torch._prims_common import suggest_memory_format
 
 from ... import launch, plan, products
-from ...binding import gradients_by_reference
+from ...binding import gradients_by_reference, in_layouts_of
 from ...kernels.geometry import ConvActPool, ceil_div
 from ...op import Cost
 from ...plan import Plan
@@ -173,7 +173,8 @@ class ConvProblem(plan.Planned):
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         if self.recomputes:
-            return gradients_by_reference(reference, grad, tensors, self.options, needs)
+            grads = gradients_by_reference(reference, grad, tensors, self.options, needs)
+            return in_layouts_of(self.allocate_gradients(tensors, needs), grads)
         x, w, _ = tensors
         dx, dw, db = self.allocate_gradients(tensors, needs)
         if x.shape[0] == 0:

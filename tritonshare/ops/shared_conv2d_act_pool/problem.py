@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ... import launch, plan
-from ...binding import gradients_by_reference
+from ...binding import gradients_by_reference, in_layouts_of
 from ...kernels.geometry import Shared, ceil_div
 from ...op import Cost
 from ..conv_act_pool.problem import ConvProblem
@@ -83,7 +83,8 @@ class SharedConvProblem(ConvProblem):
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         if self.recomputes:
-            return gradients_by_reference(reference, grad, tensors, self.options, needs)
+            grads = gradients_by_reference(reference, grad, tensors, self.options, needs)
+            return in_layouts_of(self.allocate_gradients(tensors, needs), grads)
         x, codes, book, _ = tensors
         dx, _, dbook, db = grads = self.allocate_gradients(tensors, needs)
         if x.shape[0] == 0:
