@@ -16,9 +16,9 @@ Tiles    forward: BLOCK_M rows of x walk over y, BLOCK_N rows at a time, with th
          backward_x: BLOCK_M rows, BLOCK_C columns at a time. backward_features: BLOCK_D columns of one piece of the
          pairs of one row of y, as in kernels/segment.py, whose sum_pieces adds up pieces
 Traffic  similarity.row_squares first. forward: x once per split (again for each block of y where K is more than
-         BLOCK_RED), y once per BLOCK_M rows of x, from the cache; 12 COUNT M written, and 16 TOP M more for each of
-         several splits. No M N. backward: g,
-         indices, x and the chosen rows of y read, dx written; dy: a sort of the indices, and x read COUNT times
+         BLOCK_RED), y once per BLOCK_M rows of x, from the cache; 12 COUNT M written (of half precision 4 more, w in
+         fp32 for a backward), and 16 TOP M more for each of several splits. No M N. backward: g, indices, x and the
+         chosen rows of y read, dx written; dy: a sort of the indices, and x read COUNT times
 Work     2 B M N K forward; 2 or 3 B M COUNT K for each gradient
 Rounding as similarity.forward, but that near pairs' columns are added in trees of up to 32; gradients in fp32 but for
          what is loaded, one rounding on the way out
@@ -182,7 +182,7 @@ def number_of(key, gamma, NUMBER: tl.constexpr, VALUE: tl.constexpr):
 
 @triton.jit
 def store_best(
-    w_ptr, index_ptr, top, rows, ok, gamma, COUNT: tl.constexpr, NUMBER: tl.constexpr, VALUE: tl.constexpr
+    w_ptr, exact_ptr, index_ptr, top, rows, ok, gamma, COUNT: tl.constexpr, NUMBER: tl.constexpr, VALUE: tl.constexpr
 ):
     """The first COUNT of `top` [rows, any], key and index in 64 bits, in their order."""
     for c in range(0, COUNT):
@@ -190,6 +190,8 @@ def store_best(
         top = tl.where(top == best[:, None], NOTHING, top)
         w = number_of((best >> 32).to(tl.int32), gamma, NUMBER, VALUE)
         tl.store(w_ptr + rows * COUNT + c, w.to(w_ptr.dtype.element_ty), mask=ok)
+        if exact_ptr is not None:
+            tl.store(exact_ptr + rows * COUNT + c, w, mask=ok)
         if index_ptr is not None:
             tl.store(index_ptr + rows * COUNT + c, best & 0xFFFFFFFF, mask=ok)
 
@@ -199,6 +201,7 @@ def forward(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
     w_ptr,  # [B, M, COUNT]
+    exact_ptr,  # fp32 [B, M, COUNT] or None: where w is left before it is rounded
     index_ptr,  # int64 [B, M, COUNT] or None
     s_ptr,  # fp32 [B, M] or None: squares of x
     t_ptr,  # fp32 [B, N] or None: squares of y
@@ -264,7 +267,7 @@ def forward(
     if COUNT == 1:
         top = ((best.to(tl.int64) << 32) + index)[:, None]
     if partial_ptr is None:
-        store_best(w_ptr, index_ptr, top, x_rows, x_ok, gamma, COUNT, NUMBER, VALUE)
+        store_best(w_ptr, exact_ptr, index_ptr, top, x_rows, x_ok, gamma, COUNT, NUMBER, VALUE)
     else:
         store_rows(partial_ptr, top, x_rows + split * count, x_ok, 0, TOP, TOP)
 
@@ -273,6 +276,7 @@ def forward(
 def merge(
     partial_ptr,  # int64 [splits, rows, TOP]
     w_ptr,  # [rows, COUNT]
+    exact_ptr,  # fp32 [rows, COUNT] or None
     index_ptr,  # int64 [rows, COUNT] or None
     splits,
     count: tl.int64,  # of rows
@@ -288,7 +292,7 @@ def merge(
     offs = tl.arange(0, KEPT)
     place = (offs // TOP * count + row) * TOP + offs % TOP
     top = tl.load(partial_ptr + place, mask=offs < splits * TOP, other=NOTHING)
-    store_best(w_ptr, index_ptr, top[None, :], row, row < count, gamma, COUNT, NUMBER, VALUE)
+    store_best(w_ptr, exact_ptr, index_ptr, top[None, :], row, row < count, gamma, COUNT, NUMBER, VALUE)
 
 
 @triton.jit
@@ -304,7 +308,7 @@ def chosen_sum(
         a = tl.load(g_ptr + place, mask=x_ok, other=0.0).to(tl.float32)
         y = load_rows(y_ptr, y_rows, x_ok, first, K, BLOCK_C).to(tl.float32)
         if SLOPE is not None:
-            a = SLOPE(a, tl.load(w_ptr + place, mask=x_ok, other=1.0).to(tl.float32), gamma)
+            a = SLOPE(a, tl.load(w_ptr + place, mask=x_ok, other=1.0), gamma)
             p += a[:, None] * (x.to(tl.float32) - y)
         else:
             if FACTOR_Y is not None:
@@ -318,7 +322,7 @@ def backward_x(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
     g_ptr,  # [B, M, COUNT]
-    w_ptr,  # [B, M, COUNT], of distances; else None
+    w_ptr,  # fp32 [B, M, COUNT], of distances; else None
     index_ptr,  # int64 [B, M, COUNT]
     s_ptr,  # fp32 [B, M] or None: squares of x
     t_ptr,  # fp32 [B, N] or None: squares of y
@@ -361,7 +365,7 @@ def backward_x(
         )  # fmt: skip
         if THROUGH is not None and K <= BLOCK_C:
             r = tl.sum(x.to(tl.float32) * p, axis=1)
-        p = finished(p, x, s, eps, FACTOR_X, THROUGH, r)
+        p = finished(p, x, s, eps, FACTOR_X, THROUGH, r, K)
 
         store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
 
@@ -371,7 +375,7 @@ def backward_features(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
     g_ptr,  # [B, M, COUNT]
-    w_ptr,  # [B, M, COUNT], of distances and cosines; else None
+    w_ptr,  # fp32 [B, M, COUNT], of distances and cosines; else None
     s_ptr,  # fp32 [B, M] or None: squares of x
     t_ptr,  # fp32 [B, N] or None: squares of y
     order_ptr,  # int64 [pairs]: pairs in the order of their rows of y
@@ -414,7 +418,7 @@ def backward_features(
             x = tl.load(x_ptr + x_rows[:, None] * K + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
             a = tl.load(g_ptr + pair, mask=ok, other=0.0).to(tl.float32)
             if w_ptr is not None:
-                w = tl.load(w_ptr + pair, mask=ok, other=1.0).to(tl.float32)
+                w = tl.load(w_ptr + pair, mask=ok, other=1.0)
             if SLOPE is not None:
                 acc += tl.where(ok[:, None], SLOPE(a, w, gamma)[:, None] * (y[None, :] - x), 0.0)
             else:
@@ -427,10 +431,11 @@ def backward_features(
         if FACTOR_Y is not None:
             t = tl.load(t_ptr + segment + tl.arange(0, 1))
             h = FACTOR_Y(t, eps)
-            dy = dy * h
-            if THROUGH is not None:
+            if THROUGH is None:
+                dy = dy * h
+            else:
                 r = tl.where(h == 0.0, 0.0, tl.div_rn(sum_lanes(through, BLOCK_M, 1), tl.where(h == 0.0, 1.0, h)))
-                dy += y * THROUGH(r, h, t, eps)
+                dy = THROUGH(dy, y, r, h, t, eps, K)
 
         if partial_ptr is None:  # noqa: SIM114 - a branch of its own: it is decided when compiling
             tl.store(dy_ptr + segment * K + offs_d, dy.to(dy_ptr.dtype.element_ty), mask=d_ok)

@@ -9,16 +9,16 @@ Math     d = <x_i, y_j>,  s = |x_i|^2,  t = |y_j|^2;  with factors f of s and h 
                          NEAR * (s + t), or not a number. "sqeuclidean" w = q;  "euclidean" w = sqrt(q);
                          "rbf" w = exp(-gamma q)
          backward        p_i = sum over j of g_ij h_j y_j;  dx_i = f p_i + 2 f'(s) <x_i, p_i> x_i: no w is needed.
-                         Distances: a_ij = 2 g dw/dq, from w;  dx_i = sum over j of a_ij (x_i - y_j), as
+                         Distances: a_ij = 2 g dw/dq, from q;  dx_i = sum over j of a_ij (x_i - y_j), as
                          x_i sum(a) - sum(a y) where that does not cancel. dy is the same with x and y changed over
 Tiles    row_squares: BLOCK_M rows of either matrix, BLOCK_C columns at a time. forward: BLOCK_M x BLOCK_N of w.
          backward: BLOCK_M rows x BLOCK_C columns of a gradient, over one split of the other rows, BLOCK_N at a time.
          Where a row's <x, p> needs more than one tile, or there are several splits, fp32 sums go through memory to
          `finish`
 Traffic  row_squares: the matrices that are squared read, 4 bytes a row written, which a backward reads again. forward:
-         x, y and squares read, w written. backward: g, both matrices (and w, of distances) read, a gradient written,
-         for each of dx and dy; through `finish`, 8 splits M K more. w of distances is written by another forward just
-         before: nothing of M N is kept in between
+         x, y and squares read, w written. backward: g, both matrices (and q, of distances) read, a gradient written,
+         for each of dx and dy; through `finish`, 8 splits M K more. q of distances is written by another forward just
+         before, in fp32, since w may be rounded to too little: nothing of M N is kept in between
 Work     2 B M N K forward, and as much for each gradient; of distances once more. Near pairs 3 K more each, of their
          whole tile. row_squares 2 B (M + N) K
 Rounding operands in their own type (fp32 in TF32 or in three products of TF32, as told); fp32 sums and squares, IEEE
@@ -38,7 +38,7 @@ GROUP = tl.constexpr(8)  # rows of tiles that are computed together, so that the
 TINY = tl.constexpr(2.0**-126)
 
 
-# Factors of the inner kinds, [rows] of the squares s; and what a gradient has through them: 2 f'(s) r.
+# Factors f of the inner kinds, of the squares s; and the gradient f p + 2 f'(s) r x, r = <x, p>, of rows of K columns.
 
 
 @triton.jit
@@ -53,8 +53,8 @@ def inverse(s, eps):
 
 
 @triton.jit
-def through_inverse(r, f, s, eps):
-    return -2.0 * f * (f * r)
+def through_inverse(p, x, r, f, s, eps, K: tl.constexpr):
+    return p * f + x * (-2.0 * f * (f * r))
 
 
 @triton.jit
@@ -65,11 +65,17 @@ def inverse_norm(s, eps):
 
 
 @triton.jit
-def through_inverse_norm(r, f, s, eps):
-    return tl.where(tl.sqrt_rn(s) < eps, 0.0, -f * (f * (f * r)))
+def through_inverse_norm(p, x, r, f, s, eps, K: tl.constexpr):
+    """Of one column the norm leaves the sign alone, which has no gradient."""
+    short = tl.sqrt_rn(s) < eps
+    if K == 1:
+        dx = tl.where(short, p * f, 0.0)
+    else:
+        dx = p * f + x * tl.where(short, 0.0, -f * (f * (f * r)))
+    return dx
 
 
-# Distance kinds: w of q; twice g dw/dq from w; and q of w.
+# Distance kinds: w of q; and twice g dw/dq, from w.
 
 
 @triton.jit
@@ -93,11 +99,6 @@ def root_slope(g, w, gamma):
 
 
 @triton.jit
-def root_square(w, gamma):
-    return w * w
-
-
-@triton.jit
 def bell(q, gamma):
     return tl.exp(-gamma * q)
 
@@ -107,16 +108,11 @@ def bell_slope(g, w, gamma):
     return -2.0 * gamma * (g * w)
 
 
-@triton.jit
-def bell_square(w, gamma):
-    return -tl.log(w) / gamma
-
-
 class Kind(NamedTuple):
     """What is particular to a kind of similarity: jit functions, None where there is no such thing.
 
-    factor_x, factor_y: of the inner kinds; through_x, through_y: what gradients have through them.
-    value, slope, square: of the distance kinds.
+    factor_x, factor_y: of the inner kinds; through_x, through_y: gradients where a factor depends on the row.
+    value, slope: of the distance kinds.
     """
 
     factor_x: Any = None
@@ -125,16 +121,15 @@ class Kind(NamedTuple):
     through_y: Any = None
     value: Any = None
     slope: Any = None
-    square: Any = None
 
 
 KINDS = {
     "projection": Kind(factor_x=inverse, through_x=through_inverse),
     "dot": Kind(),
     "cosine": Kind(inverse_norm, inverse_norm, through_inverse_norm, through_inverse_norm),
-    "euclidean": Kind(value=root, slope=root_slope, square=root_square),
-    "sqeuclidean": Kind(value=square, slope=square_slope, square=square),
-    "rbf": Kind(value=bell, slope=bell_slope, square=bell_square),
+    "euclidean": Kind(value=root, slope=root_slope),
+    "sqeuclidean": Kind(value=square, slope=square_slope),
+    "rbf": Kind(value=bell, slope=bell_slope),
 }
 
 
@@ -365,14 +360,15 @@ def near_gradients(a, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, first, p, K: tl.
 
 
 @triton.jit
-def finished(p, x, s, eps, FACTOR: tl.constexpr, THROUGH: tl.constexpr, r):
+def finished(p, x, s, eps, FACTOR: tl.constexpr, THROUGH: tl.constexpr, r, K: tl.constexpr):
     """A gradient of the inner kinds from p and r = <x, p>."""
     dx = p
     if FACTOR is not None:
         f = FACTOR(s, eps)
-        dx = p * f[:, None]
-        if THROUGH is not None:
-            dx += x.to(tl.float32) * THROUGH(r, f, s, eps)[:, None]
+        if THROUGH is None:
+            dx = p * f[:, None]
+        else:
+            dx = THROUGH(p, x.to(tl.float32), r[:, None], f[:, None], s[:, None], eps, K)
     return dx
 
 
@@ -381,7 +377,7 @@ def backward(
     x_ptr,  # [B, M, K]: the matrix whose gradient it is
     y_ptr,  # [B, N, K]: the other one
     g_ptr,  # [B, M, N], or [B, N, M] where SWAPPED
-    w_ptr,  # like g, of the distance kinds; else None
+    q_ptr,  # fp32, like g: square distances, of the distance kinds; else None
     s_ptr,  # fp32 [B, M] or None: squares of x
     t_ptr,  # fp32 [B, N] or None: squares of y
     dx_ptr,  # [B, M, K]
@@ -398,8 +394,8 @@ def backward(
     FACTOR_X: tl.constexpr,
     FACTOR_Y: tl.constexpr,
     THROUGH_X: tl.constexpr,
+    VALUE: tl.constexpr,
     SLOPE: tl.constexpr,
-    SQUARE: tl.constexpr,
     NEAR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -432,9 +428,9 @@ def backward(
         if FACTOR_Y is not None:
             a = a * FACTOR_Y(t, eps)[None, :]
         if SLOPE is not None:
-            w = tl.load(w_ptr + offs, mask=ok, other=1.0).to(tl.float32)
-            a = SLOPE(a, w, gamma)
-            near = is_near(SQUARE(w, gamma), s, t, x_ok, y_ok, NEAR)
+            q = tl.load(q_ptr + offs, mask=ok, other=1.0)
+            a = SLOPE(a, VALUE(q, gamma), gamma)
+            near = is_near(q, s, t, x_ok, y_ok, NEAR)
             if any_of(near):
                 p = near_gradients(
                     tl.where(near, a, 0.0), x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, first, p, K, BLOCK_C
@@ -453,7 +449,7 @@ def backward(
         p = x.to(tl.float32) * weight[:, None] - p
     elif partial_ptr is None and FACTOR_X is not None:
         x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
-        p = finished(p, x, s, eps, FACTOR_X, THROUGH_X, tl.sum(x.to(tl.float32) * p, axis=1))
+        p = finished(p, x, s, eps, FACTOR_X, THROUGH_X, tl.sum(x.to(tl.float32) * p, axis=1), K)
     if partial_ptr is None:
         store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
     else:
@@ -499,4 +495,4 @@ def finish(
         if FACTOR is not None:
             x = load_rows(x_ptr, rows, ok, first, K, BLOCK_C)
         p = sum_of_splits(p_ptr, rows, ok, first, splits, count, K, BLOCK_M, BLOCK_C)
-        store_rows(dx_ptr, finished(p, x, s, eps, FACTOR, THROUGH, r), rows, ok, first, K, BLOCK_C)
+        store_rows(dx_ptr, finished(p, x, s, eps, FACTOR, THROUGH, r, K), rows, ok, first, K, BLOCK_C)

@@ -418,7 +418,7 @@ def backward(
     if distance:
         p = own.to(tl.float32) * weight[:, None] - p
     elif partial_ptr is None:
-        p = finished(p, own, s, eps, FACTOR_X, THROUGH, tl.sum(own.to(tl.float32) * p, axis=1))
+        p = finished(p, own, s, eps, FACTOR_X, THROUGH, tl.sum(own.to(tl.float32) * p, axis=1), K)
     if partial_ptr is None:
         store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
     else:

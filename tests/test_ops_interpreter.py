@@ -14,6 +14,7 @@ from tests.ops import (
     case_of,
     cases,
     exact,
+    kinds,
     laws,
     leaves,
     moved,
@@ -65,6 +66,22 @@ def passes_the_gate(op, case, tensors, family="random"):
 @pytest.mark.parametrize(("op", "case", "dtype", "family"), GATED)
 def test_gate(op, case, dtype, family):
     passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
+
+
+# Similarities that fp16 cannot hold, or of which it drops the digits that a gradient needs; but a softmax's where its
+# gradient is what is left of factors that cancel, which are rounded before they are multiplied.
+ROUNDED = [
+    pytest.param(*p.values, family, id=f"{p.id}-{family}")
+    for p in kinds()
+    for family in ("near", "tiny", "far", "apart")
+    if "kind" in p.values[1].options
+    and not (family in ("near", "apart") and p.values[1].options.get("reduce") == "softmax_matmul")
+]
+
+
+@pytest.mark.parametrize(("op", "case", "family"), ROUNDED)
+def test_gradients_do_not_read_what_fp16_has_rounded(op, case, family):
+    passes_the_gate(op, case, gate.make_tensors(case, torch.float16, family=family), family)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))

@@ -18,7 +18,7 @@ def canonical(tensors, kind, k, gamma, eps):
 NEAREST = Op(
     name="nearest",
     schema="(Tensor x, Tensor features, str kind, int k, float? gamma, float eps)",
-    outputs=4,  # values, indices, squares of the rows of x, and of features
+    outputs=5,  # values, indices, squares of the rows of x, and of features, values before they are rounded
     returns=2,
     contract=CONTRACT,
     canonical=canonical,

@@ -105,6 +105,9 @@ class PairsProblem(RowsProblem):
         self.saves = (self.functions.factor_x is not None, self.functions.factor_y is not None)
         # values are read again for slopes of distances, and in the gradient through a norm of features
         self.reads_values = self.distance or self.functions.through_y is not None
+        # ... in fp32: of half precision they are kept before they are rounded
+        self.keeps_exact = self.reads_values and self.dtype != torch.float32
+        self.kept = (self.reads_values and not self.keeps_exact, True, *self.saves, self.keeps_exact)
 
     def keys(self) -> tuple[Any, Any]:
         """How numbers become integers, and back: jit functions."""
@@ -174,7 +177,14 @@ class PairsProblem(RowsProblem):
 
     # The way of the tensors.
 
-    def _choose(self, x, y, values, indices, s, t) -> None:
+    def allocate_saved(self, x, y, values, save: bool) -> tuple[torch.Tensor | None, ...]:
+        """What a backward reads beside values and indices: squares of x and y, and values in fp32."""
+        squares = self.empty_squares(x, y, self.kept[2:4] if save else (False, False))
+        if not (save and self.keeps_exact):
+            return *squares, None
+        return *squares, torch.empty(values.shape, dtype=torch.float32, device=self.device)
+
+    def _choose(self, x, y, values, indices, s, t, exact) -> None:
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         x, y = x.contiguous(), y.contiguous()
         s, t = self.squares(x, y, s, t)
@@ -185,9 +195,10 @@ class PairsProblem(RowsProblem):
         partial = None
         if splits > 1:
             partial = torch.empty((splits, matrices * m, self._top), dtype=torch.int64, device=self.device)
-        self._forward(splits * programs, x, y, values, indices, s, t, partial, m, self.n, rows, self.gamma, self.eps)
+        given = (x, y, values, exact, indices, s, t, partial)
+        self._forward(splits * programs, *given, m, self.n, rows, self.gamma, self.eps)
         if partial is not None:
-            self._merge(splits)(matrices * m, partial, values, indices, splits, matrices * m, self.gamma)
+            self._merge(splits)(matrices * m, partial, values, exact, indices, splits, matrices * m, self.gamma)
 
     def splits(self, programs: int) -> tuple[int, int]:
         """In how many parts the rows of y are searched, and the rows of each: about two programs a processor where one
@@ -197,14 +208,14 @@ class PairsProblem(RowsProblem):
             wanted = min(ceil_div(2 * self.facts.processors, programs), MERGED // self._top)
         return in_steps(self.n, wanted)
 
-    def _gradients(self, grad, x, y, values, indices, s, t, needs) -> list[torch.Tensor | None]:
+    def _gradients(self, grad, x, y, values, indices, s, t, exact, needs) -> list[torch.Tensor | None]:
         dx, dy = (
             torch.empty(of.shape, dtype=self.dtype, device=self.device) if needed else None
             for of, needed in zip((x, y), needs, strict=True)
         )
         x, y, grad = x.contiguous(), y.contiguous(), grad.contiguous()
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
-        read = values if self.reads_values else None
+        read = (exact if self.keeps_exact else values) if self.reads_values else None
         if dx is not None and dx.numel():
             grid = matrices * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
             slopes = read if self.distance else None
@@ -238,7 +249,8 @@ class PairsProblem(RowsProblem):
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)
-        return matrices * (8 * rows * self.count + 4 * (self.saves[0] * rows + self.saves[1] * self.n))
+        of_pair = 8 + 4 * self.keeps_exact
+        return matrices * (of_pair * rows * self.count + 4 * (self.saves[0] * rows + self.saves[1] * self.n))
 
     def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
         """No M N. Of the gradient to features, sorting the indices is not counted."""
@@ -248,7 +260,7 @@ class PairsProblem(RowsProblem):
         x, y = matrices * m * k * size, matrices * self.n * k * size
         saved = self.saved_bytes(batch) if any(needs) else 8 * pairs
         costs = {"forward": Cost(x + y + pairs * size + saved, 2 * matrices * m * self.n * k)}
-        read = pairs * (size * (1 + self.reads_values) + 8)
+        read = pairs * (size + 4 * self.reads_values + 8)
         # no more rows of features than there are, or than are chosen
         touched = min(y, pairs * k * size)
         if needs[0]:
@@ -266,13 +278,12 @@ class NearestProblem(PairsProblem):
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
         kind, count, gamma, eps = options
         super().__init__(tensors, options, kind, count, gamma, eps)
-        self.kept = (self.reads_values, True, *self.saves)
 
     def allocate(self, x, features, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         shape = (*x.shape[:-1], self.count)
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
         indices = torch.empty(shape, dtype=torch.int64, device=self.device)
-        return values, indices, *self.empty_squares(x, features, self.kept[2:] if save else (False, False))
+        return values, indices, *self.allocate_saved(x, features, values, save)
 
     def forward(self, x, features, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = self.allocate(x, features, save=save)

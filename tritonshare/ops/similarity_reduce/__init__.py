@@ -19,7 +19,7 @@ def canonical(tensors, reduce, kind, gamma, eps, temperature):
 SIMILARITY_REDUCE = Op(
     name="similarity_reduce",
     schema="(Tensor x, Tensor y, Tensor? values, str reduce, str kind, float? gamma, float eps, float temperature)",
-    outputs=4,  # and what is saved: indices and squares of a maximum, or a softmax's maximum and sum
+    outputs=5,  # and what is saved: indices, squares and values of a maximum, or a softmax's maximum and sum
     contract=CONTRACT,
     canonical=canonical,
     problem=problem,

@@ -39,7 +39,6 @@ class MaximumProblem(PairsProblem):
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
         _, kind, gamma, eps, _ = options
         super().__init__(tensors, options, kind, 1, gamma, eps)
-        self.kept = (self.reads_values, True, *self.saves)
 
     def keys(self) -> tuple[Any, Any]:
         code = self._code
@@ -50,7 +49,7 @@ class MaximumProblem(PairsProblem):
     def allocate(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         out = torch.empty(x.shape[:-1], dtype=self.dtype, device=self.device)
         indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=self.device) if save else None
-        return out, indices, *self.empty_squares(x, y, self.kept[2:] if save else (False, False))
+        return out, indices, *self.allocate_saved(x, y, out, save)
 
     def forward(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = self.allocate(x, y, values, save=save)
@@ -160,7 +159,7 @@ class TotalProblem(RowsProblem):
         self.passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
         if self.d:
             self.passes["backward_values"] = (2,)
-        self.kept = (False, *[bool(self.d)] * 2, False)
+        self.kept = (False, *[bool(self.d)] * 2, False, False)
 
     # Plans and launchers.
 
@@ -257,10 +256,10 @@ class TotalProblem(RowsProblem):
         high, unit = (
             torch.empty(x.shape[:-1], dtype=torch.float32, device=self.device) if saved else None for _ in range(2)
         )
-        return out, high, unit, None
+        return out, high, unit, None, None
 
     def forward(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
-        outs = out, high, unit, _ = self.allocate(x, y, values, save=save)
+        outs = out, high, unit, *_ = self.allocate(x, y, values, save=save)
         if out.numel() == 0:
             return outs
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
@@ -299,7 +298,7 @@ class TotalProblem(RowsProblem):
             return grads
         x, y, values = (None if t is None else t.contiguous() for t in tensors)
         grad = grad.contiguous()
-        _, high, unit, _ = outs
+        _, high, unit, *_ = outs
         s, t = self.squares(x, y)
         delta = self._delta(x, y, s, t, grad, values, high, unit) if self.d and any(needs[:2]) else None
         softmax = (grad, values, high, unit, delta)

@@ -63,7 +63,8 @@ class Ladder:
         """What the operands of one round of a kernel's loop take of the shared memory."""
         if pass_ == "forward":
             return (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"] * self.itemsize
-        return sizes["BLOCK_N"] * (2 * sizes["BLOCK_M"] + sizes["BLOCK_C"]) * max(self.itemsize, 2)
+        of_pair = self.itemsize + (4 if self.distance else self.itemsize)
+        return sizes["BLOCK_N"] * (of_pair * sizes["BLOCK_M"] + self.itemsize * sizes["BLOCK_C"])
 
     def fits(self, pass_: str, plan: Plan) -> bool:
         sizes = dict(plan.blocks)
@@ -240,9 +241,17 @@ class SimilarityProblem(RowsProblem):
 
     @cached_property
     def _forward(self) -> launch.Launcher:
-        of = self.functions
-        constants = {"FACTOR_X": of.factor_x, "FACTOR_Y": of.factor_y, "VALUE": of.value, "NEAR": self._near}
-        return self._launcher("forward", self.plans["forward"], N_UNIT=self._unit, **constants, **self._numbers)
+        return self._comparer(self.functions.value)
+
+    @cached_property
+    def _square_distances(self) -> launch.Launcher:
+        """Those that a gradient reads, in fp32."""
+        return self._comparer(self._code.square)
+
+    def _comparer(self, value: Any) -> launch.Launcher:
+        constants = {"FACTOR_X": self.functions.factor_x, "FACTOR_Y": self.functions.factor_y, "VALUE": value}
+        constants |= {"N_UNIT": self._unit, "NEAR": self._near, **self._numbers}
+        return self._launcher("forward", self.plans["forward"], **constants)
 
     @cached_property
     def _backwards(self) -> dict[str, launch.Launcher]:
@@ -252,7 +261,7 @@ class SimilarityProblem(RowsProblem):
             name: self._launcher(
                 BACKWARD, self.plans[name], SWAPPED=swapped, M_UNIT=self._unit if swapped else 1,
                 N_UNIT=1 if swapped else self._unit, FACTOR_X=own, FACTOR_Y=other, THROUGH_X=self._through(name),
-                SLOPE=of.slope, SQUARE=of.square, NEAR=self._near, **self._gradient_numbers,
+                VALUE=of.value, SLOPE=of.slope, NEAR=self._near, **self._gradient_numbers,
             )
             for name, swapped, own, other in matrices
         }  # fmt: skip
@@ -275,17 +284,17 @@ class SimilarityProblem(RowsProblem):
     def forward(self, x, y, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         outs = w, s, t = self.allocate(x, y, save=save)
         x, y = x.contiguous(), y.contiguous()
-        self._compare(x, y, w, *self.squares(x, y, s, t))
+        self._compare(self._forward, x, y, w, *self.squares(x, y, s, t))
         return outs
 
-    def _compare(self, x, y, w, s, t) -> None:
+    def _compare(self, launcher: launch.Launcher, x, y, w, s, t) -> None:
         """Similarities of the rows, contiguous, from their squares, into w."""
         matrices, rows = x.shape[:-2].numel(), x.shape[-2]
         sizes = self.plans["forward"]
         tiles = ceil_div(rows, sizes["BLOCK_M"]) * ceil_div(self.n, sizes["BLOCK_N"])
         if matrices * tiles:
             units = self.n // self._unit
-            self._forward(matrices * tiles, x, y, w, s, t, rows, units, self.gamma, self.eps)
+            launcher(matrices * tiles, x, y, w, s, t, rows, units, self.gamma, self.eps)
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         return [
@@ -297,20 +306,20 @@ class SimilarityProblem(RowsProblem):
         x, y = tensors
         _, s, t = (out if kept else None for out, kept in zip(outs, self.kept, strict=True))
         dx, dy = grads = self.allocate_gradients(tensors, needs)
-        x, y, w = x.contiguous(), y.contiguous(), None
+        x, y, q = x.contiguous(), y.contiguous(), None
         if self.distance:
-            # distances are differentiated through themselves: they are computed again, once for both gradients, so that
-            # no M x N is kept meanwhile
-            w = torch.empty_like(grad, memory_format=torch.contiguous_format)
-            self._compare(x, y, w, s, t)
-        read = (grad.contiguous(), w)
+            # their squares are computed again, once for both gradients, so that no M x N is kept meanwhile; in fp32,
+            # since of a short output a gradient would read what was rounded away
+            q = torch.empty(grad.shape, dtype=torch.float32, device=self.device)
+            self._compare(self._square_distances, x, y, q, s, t)
+        read = (grad.contiguous(), q)
         if dx is not None:
             self._gradient("backward_x", dx, x, y, *read, s, t)
         if dy is not None:
             self._gradient("backward_y", dy, y, x, *read, t, s)
         return grads
 
-    def _gradient(self, name: str, dx, x, y, grad, w, s, t) -> None:
+    def _gradient(self, name: str, dx, x, y, grad, q, s, t) -> None:
         """The gradient of x, which may be either matrix."""
         sizes, unit, swapped = self.plans[name], self._unit, name == "backward_y"
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
@@ -324,7 +333,7 @@ class SimilarityProblem(RowsProblem):
         m_unit, n_unit = (unit, 1) if swapped else (1, unit)
         grid = matrices * splits * ceil_div(m, sizes["BLOCK_M"]) * tiles
         launcher = self._backwards[name]
-        launcher(grid, x, y, grad, w, s, t, dx, partial, m // m_unit, n // n_unit, rows, self.gamma, self.eps)
+        launcher(grid, x, y, grad, q, s, t, dx, partial, m // m_unit, n // n_unit, rows, self.gamma, self.eps)
         if partial is not None:
             self._add(self._adders[name], partial, dx, x, s)
 
@@ -339,10 +348,11 @@ class SimilarityProblem(RowsProblem):
         squares = self.saved_bytes(batch)
         flops = 2 * matrices * m * n * k
         costs = {"forward": Cost(x + y + w + (squares if any(needs) else 0), flops)}
-        read = w * (1 + self.distance) + x + y + squares
+        q = 4 * matrices * m * n * self.distance
+        read = w + q + x + y + squares
         again = self.distance  # distances, before the first gradient
         for name, needed, written in (("backward_x", needs[0], x), ("backward_y", needs[1], y)):
             if needed:
-                costs[name] = Cost(read + written + again * (x + y + w), flops * (1 + again))
+                costs[name] = Cost(read + written + again * (x + y + q), flops * (1 + again))
                 again = False
         return costs
