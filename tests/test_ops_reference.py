@@ -1,18 +1,22 @@
 """Every op on CPU tensors without kernels, and its contract: generated from the declaration."""
 
+import dataclasses
+import gc
 import itertools
 import random
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.ops import OPS, call, case_of, cases, exact, laws, leaves, ops, pairs_of_law, to_channels_last
-from tritonshare import binding, explain, functional, gate, launch
+from tritonshare import binding, check, explain, functional, gate, launch
+from tritonshare import op as op_module
 from tritonshare.check import ArgumentError, ArgumentTypeError
-from tritonshare.op import differentiable, first_of
+from tritonshare.op import Op, differentiable, first_of
 from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
 from tritonshare.plan import DEVICES, using
 
@@ -282,3 +286,102 @@ def test_fake_results_lie_as_real_ones(op, case, path):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
             strides = zip(a.shape, a.stride(), b.stride(), strict=True)
             assert a.numel() == 0 or all(n == 1 or of_a == of_b for n, of_a, of_b in strides)
+
+
+# Declarations.
+
+
+class Doubled:
+    """The problem of `declare`'s op: twice its input, computed where a kernel would be launched."""
+
+    op, passes, kept = "throwaway_double", {"forward": (), "backward": (0,)}, (False,)
+
+    def __init__(self, tensors, options):
+        assert options == ()
+
+    def allocate(self, x, *, save=True):
+        return (torch.empty_like(x),)
+
+    def forward(self, x, *, save=True):
+        return (torch.mul(x, 2, out=self.allocate(x)[0]),)
+
+    def allocate_gradients(self, tensors, needs):
+        return [torch.empty_like(tensors[0])]
+
+    def backward(self, grad, tensors, outs, needs):
+        return [2 * grad]
+
+
+def declare(monkeypatch, library, schema, **changes):
+    """An op without options, in a library and a registry of this test's own."""
+    monkeypatch.setattr(binding, "LIBRARY", library)
+    monkeypatch.setattr(op_module, "REGISTRY", {})
+    fields = {f.name: getattr(CONV2D_ACT_POOL, f.name) for f in dataclasses.fields(Op) if not f.name.startswith("_")}
+    fields |= {"name": "throwaway_double", "schema": schema, "outputs": 1, "contract": (check.tensor("input"),)}
+    fields |= {"canonical": lambda tensors: (), "reference": lambda input: 2 * input, "problem": Doubled}
+    return Op(**{**fields, **changes})
+
+
+def test_an_op_needs_no_options(monkeypatch):
+    with torch.library._scoped_library("tritonshare", "FRAGMENT") as library:
+        op = declare(monkeypatch, library, "(Tensor input)")
+        for kernels in (False, True):
+            op._problems.clear()
+            monkeypatch.setattr(launch, "path_of", lambda *_, kernels=kernels: launch.Path(kernels, "this test"))
+            x = torch.randn(3, requires_grad=True)
+            for function in (op, getattr(torch.ops.tritonshare, op.name), torch.compile(op, backend="aot_eager")):
+                torch.testing.assert_close(function(x), 2 * x)
+                assert torch.autograd.grad(function(x).sum(), x)[0].tolist() == [2, 2, 2]
+            torch.library.opcheck(getattr(torch.ops.tritonshare, op.name), (x,))
+        del torch.utils.flop_counter.flop_registry[getattr(torch.ops.tritonshare, op.name)]
+        del torch.utils.flop_counter.flop_registry[getattr(torch.ops.tritonshare, f"{op.name}_backward")]
+
+
+@pytest.mark.parametrize(
+    ("schema", "changes", "says"),
+    [
+        ("(Tensor input", {}, "cannot be read"),
+        ("(Tnsor input)", {}, "cannot be read"),
+        ("Tensor input", {}, "cannot be read"),
+        ("()", {}, "must begin with a Tensor"),
+        ("(int bits)", {}, "must begin with a Tensor"),
+        ("(Tensor? input)", {}, "must begin with a Tensor"),
+        ("(Tensor[] input)", {}, "must begin with a Tensor"),
+        ("(Tensor input, int bits, Tensor codes)", {}, "before all options"),
+        ("(Tensor input, Tensor[] codes)", {}, "before all options"),
+        ("(Tensor(a!) input)", {}, "written"),
+        ("(Tensor input)", {"returns": 2}, "2 cannot be public"),
+        ("(Tensor input)", {"name": "conv2d_act_pool"}, "is declared already"),
+    ],
+)
+def test_a_bad_declaration_names_its_op(monkeypatch, schema, changes, says):
+    with torch.library._scoped_library("tritonshare", "FRAGMENT") as library:
+        with pytest.raises(ArgumentError, match=says) as caught:
+            declare(monkeypatch, library, schema, **changes)
+        message = str(caught.value)
+        assert message.startswith(f"{changes.get('name', 'throwaway_double')}: ")
+        assert "\n" not in message
+        assert op_module.REGISTRY == {}
+
+
+# What the cache of problems keeps.
+
+
+@pytest.mark.parametrize("path", ["kernels", "reference"])
+@pytest.mark.parametrize("op", ops())
+def test_problems_keep_no_tensor(op, path, fresh_problems):
+    case = case_of(op, "tiny")
+    tensors = [t if t is None else torch.nn.Parameter(t, d) for t, d in of_parameters(case)]
+    with launch.record() if path == "kernels" else using(path="reference"):
+        call(op, tensors, **case.options)
+    assert len(op._problems) == 1
+    alive = [weakref.ref(t) for t in tensors if t is not None]
+    storages = [weakref.ref(t.untyped_storage()) for t in tensors if t is not None]
+    del tensors
+    gc.collect()
+    assert not any(of() is not None for of in (*alive, *storages))
+
+
+def of_parameters(case):
+    tensors = gate.make_tensors(case, torch.float32)
+    return zip(tensors, differentiable(tensors), strict=True)

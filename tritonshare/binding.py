@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from . import launch
+from .check import ArgumentError
 from .dispatch import Way, dual, in_memory, plain, profiled, way
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def registered_backward(op: Op, grad, tensors, outs, options, needs) -> list[tor
 def register(op: Op) -> None:
     """Bind an op to torch.library."""
     tensors = op.tensors
+    if hasattr(torch.ops.tritonshare, op.name):
+        raise ArgumentError(f"{op.name}: an op of this name is declared already")
     LIBRARY.define(f"{op.name}{op.schema} -> ({', '.join(['Tensor'] * op.outputs)})")
     declared = re.split(r",\s*(?![^\[]*\])", op.schema.strip()[1:-1])  # by argument: no comma within brackets
     kept = [f"Tensor? saved{i}" for i in range(op.outputs)]

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import binding, dispatch, launch, plan
 from .binding import first_of as first_of
-from .check import Clause, check
+from .check import ArgumentError, Clause, check
 from .dispatch import Way
 
 REGISTRY: dict[str, Op] = {}
@@ -197,8 +198,29 @@ class Op:
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        REGISTRY[self.name] = self
+        self._check_schema()
         binding.register(self)
+        REGISTRY[self.name] = self
+
+    def _check_schema(self) -> None:
+        """Raise one sentence, with the op's name, on a schema that no op can have."""
+        try:
+            arguments = self._parsed.arguments
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0].rstrip(":")
+            raise ArgumentError(f"{self.name}: schema {self.schema!r} cannot be read: {reason}") from None
+        kinds = [str(a.type) for a in arguments]
+        problem = None
+        if not kinds or kinds[0] != "Tensor":
+            problem = "must begin with a Tensor"
+        elif any("Tensor" in kind for kind in kinds[self.tensors :]):
+            problem = "must have its tensors, each a Tensor or a Tensor?, before all options"
+        elif any(a.alias_info is not None for a in arguments):
+            problem = "must have no argument that is written or returned"
+        elif not 1 <= self.returns <= self.outputs:
+            problem = f"has {self.outputs} outputs, of which {self.returns} cannot be public"
+        if problem is not None:
+            raise ArgumentError(f"{self.name}: schema {self.schema!r} {problem}")
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
@@ -207,7 +229,8 @@ class Op:
     @cached_property
     def tensors(self) -> int:
         """How many of the arguments are tensors: the leading ones."""
-        return sum(str(a.type) in ("Tensor", "Optional[Tensor]") for a in self._parsed.arguments)
+        kinds = (str(a.type) for a in self._parsed.arguments)
+        return sum(1 for _ in takewhile(lambda kind: kind in ("Tensor", "Optional[Tensor]"), kinds))
 
     @cached_property
     def _parsed(self) -> torch._C.FunctionSchema:
