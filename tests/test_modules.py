@@ -223,6 +223,29 @@ def test_copies_have_the_state_and_go_on_alike(name):
 
 
 @every
+@pytest.mark.parametrize("alone", [True, False])
+def test_symbolic_trace(name, alone):
+    """The module alone, and within another: the same results and gradients, and the same state after training."""
+    module, x = made(name)
+    of = copy.deepcopy(module) if alone else torch.nn.Sequential(torch.nn.Identity(), copy.deepcopy(module))
+    graph = torch.fx.symbolic_trace(of)
+    assert len(list(graph.parameters())) == len(list(module.parameters()))
+    for _ in range(3):
+        assert_same_bits(zip(gradients(graph, x), gradients(module, x), strict=True))
+    assert_same_bits(zip(of.state_dict().values(), module.state_dict().values(), strict=True))
+
+
+def test_a_subclass_is_traced_through_its_own_forward():
+    class More(nn.ConvActPool2d):
+        def forward(self, input):
+            return super().forward(input) + 1
+
+    module, x = More(2, 4, 3), torch.randn(2, 2, 6, 6)
+    for of in (module, torch.nn.Sequential(module)):
+        torch.testing.assert_close(torch.fx.symbolic_trace(of)(x), module(x), rtol=0, atol=0)
+
+
+@every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_integers_keep_their_dtype_and_values(name, dtype):
     module, x = made(name)

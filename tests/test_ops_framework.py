@@ -31,7 +31,7 @@ from tests.ops import (
     with_weights,
 )
 from tritonshare import functional, gate, plan
-from tritonshare.op import differentiable, first_of
+from tritonshare.op import FUNCTIONS, differentiable, first_of
 from tritonshare.ops.similarity_weight.reference import DISTANCES
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
@@ -572,6 +572,45 @@ def test_traces(op):
         warnings.simplefilter("ignore")  # TracerWarning: sizes are constants of a trace
         traced = torch.jit.trace(function, tuple(given))
     torch.testing.assert_close(traced(*others), expected)
+
+
+def calls():
+    """Every public function with arguments: of those that are ops, a case's."""
+    x, y = torch.randn(5, 4), torch.randn(3, 4)
+    tiny = {op.name: case_of(op, "tiny") for op in OPS}
+    found = {name: (gate.make_tensors(case, torch.float32), case.options) for name, case in tiny.items()}
+    found["adaptive_update_"] = ([x, x.clone()], {"lr": 0.5})
+    found["cdist"] = ([x, y], {})
+    found["cosine_similarity"] = ([x.unsqueeze(1), y.unsqueeze(0)], {"dim": -1})
+    functions = [name for name in functional.__all__ if not isinstance(getattr(functional, name), type)]
+    return [pytest.param(name, *found[name], id=name) for name in functions]
+
+
+class Call(torch.nn.Module):
+    """A function of the tensors at `places`; the other ones are the module's own."""
+
+    def __init__(self, function, tensors, options, places):
+        super().__init__()
+        self.function, self.options, self.places, self.many = function, options, places, len(tensors)
+        for i, t in enumerate(tensors):
+            self.register_buffer(f"own{i}", t)
+
+    def forward(self, a, b=None, c=None, d=None):
+        given = dict(zip(self.places, (a, b, c, d), strict=False))
+        outs = self.function(*[given.get(i, getattr(self, f"own{i}")) for i in range(self.many)], **self.options)
+        return outs.values if self.function is functional.nearest else outs
+
+
+@pytest.mark.parametrize(("name", "tensors", "options"), calls())
+def test_symbolic_trace(name, tensors, options):
+    """All tensors arguments of the graph, and each alone: a call of a public function, with the same results."""
+    there = [i for i, t in enumerate(tensors) if t is not None]
+    for places in [there, *([i] for i in there)]:
+        module = Call(getattr(functional, name), tensors, options, places)
+        graph = torch.fx.symbolic_trace(copy.deepcopy(module))
+        assert any(node.target in FUNCTIONS.values() for node in graph.graph.nodes if node.op == "call_function")
+        given = [[tensors[i].clone() for i in places] for _ in range(2)]
+        torch.testing.assert_close(graph(*given[0]), copy.deepcopy(module)(*given[1]))
 
 
 @pytest.mark.parametrize("op", ops())

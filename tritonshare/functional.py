@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from .binding import serializable
+from .dispatch import in_graph
 from .op import FUNCTIONS
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
@@ -365,7 +366,8 @@ def cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: flo
             return similarity_weight(x1.squeeze(-2), x2.squeeze(-3), kind="cosine", eps=eps)
         if last and x1.shape[-3] == 1 and x2.shape[-2] == 1:
             return similarity_weight(x2.squeeze(-2), x1.squeeze(-3), kind="cosine", eps=eps)
-    return torch.nn.functional.cosine_similarity(x1, x2, dim, eps)
+    node = in_graph(cosine_similarity, {"x1": x1, "x2": x2, "dim": dim, "eps": eps})
+    return torch.nn.functional.cosine_similarity(x1, x2, dim, eps) if node is None else node
 
 
 # What a graph of torch.fx calls where an op meets its proxies.

@@ -1,0 +1,37 @@
+"""Modules in graphs of torch.fx: one call of the module, as of torch's own, so that checks and state stay its own."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import torch
+
+
+class Itself(torch.nn.Module):
+    """What a graph calls where the module that it was traced from is all there is."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def called_whole(module: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """Let torch.fx.symbolic_trace record a call of this class's modules. A subclass with a forward of its own is traced
+    through that, down to the functions that it calls."""
+    forward = module.forward
+
+    @wraps(forward)
+    def recorded(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(input, torch.fx.Proxy) and type(self).forward is recorded:
+            tracer = input.tracer
+            name = "itself" if self is tracer.root else tracer.path_of_module(self)
+            return tracer.create_proxy("call_module", name, (input, *args), kwargs)
+        return forward(self, input, *args, **kwargs)
+
+    module.forward = recorded
+    module.itself = property(Itself)  # found by its name when a graph of the module alone is built
+    return module
