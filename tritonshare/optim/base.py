@@ -94,8 +94,8 @@ class OneLaunch(torch.optim.Optimizer):
 
     @staticmethod
     def _plain(state: Any, on_device: bool) -> Any:
-        """A parameter's state as torch has it, in which the tensors that a step writes are copies. What the user has
-        put there stays as it is."""
+        """A parameter's state as torch has it: 8-bit states in fp32, the step in memory of its own, and what the user
+        has put there as it is."""
         if not isinstance(state, dict):
             return state
         plain = dict(state)
