@@ -434,7 +434,9 @@ def stepped(name, options, modes, within=True, scale=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("SGD", {"momentum": 0}), ("SGD", {}), ("Adam", {}), ("AdamW", EVERYTHING)], ids=str
+    ("name", "options"),
+    [("SGD", {"momentum": 0}), ("SGD", {}), ("Adam", {}), ("AdamW", EVERYTHING)],
+    ids=["SGD without momentum", "SGD", "Adam", "AdamW with everything"],
 )
 def test_steps_in_any_grad_mode(name, options):
     """Whatever the first one was in: states and tables outlive it, and gradients are written where they are."""
