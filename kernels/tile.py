@@ -12,9 +12,9 @@ def pixels(block, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     first = tl.cast(block, tl.int64) * BLOCK
     n0 = first // per_sample
     place = tl.cast(first - n0 * per_sample, tl.int32) + tl.arange(0, BLOCK)
-    n = tl.cast(n0, tl.int32) + place // per_sample
-    # each of `place` itself: of a remainder of a remainder Triton 3.6 believes wrong divisors, and masks go wrong
-    return n, place // COLS % ROWS, place % COLS
+    # no remainder of a remainder, of which Triton 3.6 believes wrong divisors
+    row = place // COLS
+    return tl.cast(n0, tl.int32) + place // per_sample, row % ROWS, place - row * COLS
 
 
 @triton.jit
