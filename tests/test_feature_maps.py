@@ -21,6 +21,7 @@ from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.data import load
 from tritonshare.functional import segment_sum
 from tritonshare.nn import FeatureMaps, SimilaritySharedLinear
+from tritonshare.ops.similarity_weight.reference import DISTANCES
 
 pytestmark = pytest.mark.reference
 KINDS = ("euclidean", "sqeuclidean", "cosine", "dot", "projection", "rbf")
@@ -239,6 +240,61 @@ def test_fit_is_as_good_as_scikit_learns(digits, features):
     assert found.inertia <= 1.01 * theirs
     distances = torch.cdist(digits.double(), maps.features.double()).amin(1)
     assert distances.square().sum().item() == pytest.approx(found.inertia, rel=1e-4)
+
+
+def places(spread, centre, dim=2):
+    """600 points about 8 places that lie `spread` apart, with a deviation of 1e-3 of it, or of 0.3."""
+    g = torch.Generator().manual_seed(0)
+    close = torch.where(torch.arange(600) < 300, 1e-3, 0.3)[:, None]
+    middles = torch.randn(8, dim, generator=g, dtype=torch.float64)[torch.arange(600) % 8]
+    return spread * (middles + close * torch.randn(600, dim, generator=g, dtype=torch.float64)) + torch.tensor(centre)
+
+
+TOWN = (51.5074, -0.1278)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("spread", "centre"),
+    [(1.0, 0.0), (10.0, 1e3), (10.0, 1e4), (10.0, 1e5), (10.0, -1e6), (1e-3, TOWN), (0.01, TOWN), (1e15, 0.0),
+     (1e-15, 0.0)],
+)  # fmt: skip
+def test_fit_is_as_good_wherever_the_inputs_lie(spread, centre, dtype):
+    x = places(spread, centre).to(dtype)
+    wide = x.double()
+    # scikit-learn is told the same numbers, about 0 and of a size near 1
+    unit = wide.std()
+    theirs = KMeans(8, n_init=4, random_state=0).fit(((wide - wide.mean(0)) / unit).numpy()).inertia_
+    maps = FeatureMaps(8, 2, dtype=dtype)
+    found = maps.fit(x, 300, restarts=4)
+    apart = ((wide[:, None] - maps.features.double()) / unit).square().sum(-1).amin(1).sum()
+    assert found.converged
+    assert float(apart) <= 1.01 * theirs
+    assert found.inertia / float(unit) ** 2 <= 1.01 * theirs
+
+
+@pytest.mark.parametrize(("kind", "offset"), [*((kind, 0.1) for kind in KINDS), *((kind, 1e5) for kind in DISTANCES)])
+@pytest.mark.parametrize("distinct", [1, 3, 7])
+def test_fit_of_fewer_distinct_inputs_than_features_ends(kind, distinct, offset):
+    g = torch.Generator().manual_seed(0)
+    x = (torch.randn(distinct, 3, generator=g) + offset).repeat(40, 1)
+    maps = FeatureMaps(8, 3, kind, **gamma(kind))
+    found = maps.fit(x)
+    assert found.converged
+    if kind in DISTANCES:
+        assert found.iterations < 10
+        assert found.inertia <= 1e-9 * len(x) * offset**2
+
+
+def test_an_empty_first_batch_is_not_the_first():
+    torch.manual_seed(0)
+    maps = FeatureMaps(3, 2)
+    twin, x = copy.deepcopy(maps), torch.randn(7, 2)
+    for batch in (x[:0], x, x[:0], x + 1):
+        maps(batch)
+    for batch in (x, x + 1):
+        twin(batch)
+    assert_same_bits(zip(maps.state_dict().values(), twin.state_dict().values(), strict=True))
 
 
 def test_a_seed_gives_the_same_features(digits):

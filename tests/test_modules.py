@@ -131,10 +131,15 @@ def test_meta(name, training):
 @every
 @pytest.mark.filterwarnings("ignore")
 def test_traces(name):
+    """The trace can be saved, and has the same gradients."""
     module, x = made(name)
     module.eval()
-    traced = torch.jit.trace(module, (x,), check_trace=False)
-    torch.testing.assert_close(output(traced(x)), output(module(x)))
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, (x.requires_grad_(),)), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    torch.testing.assert_close(output(loaded(x)), output(module(x)))
+    torch.testing.assert_close(gradients(loaded, x), gradients(module, x))
 
 
 @every

@@ -348,8 +348,8 @@ class FeatureMaps(torch.nn.Module):
             restarts: with "k-means++", the best of so many.
             seed: of what is drawn; the same seed gives the same features.
 
-        An empty feature gets the input farthest from its own, unless all are at their own. `clip` counts, `noise` must
-        be 0: fit is not private. With update="mean" the moving average then goes on from these features, each by its
+        An empty feature gets the input farthest from its own, as long as that helps. `clip` counts, `noise` must be 0:
+        fit is not private. With update="mean" the moving average then goes on from these features, each by its
         share of the inputs, 1 on average.
 
         Raises: ArgumentError, in one sentence, before anything is changed.
@@ -423,9 +423,7 @@ class FeatureMaps(torch.nn.Module):
         def distances() -> torch.Tensor:  # squared; differences first, which does not cancel
             return (x - features[indices]).square().sum(1)
 
-        converged, done = False, 0
-        radius = x.abs().max() if len(x) else x.new_zeros(())
-        same = (64 * torch.finfo(x.dtype).eps * radius).square() * self.dim  # what rounding makes of a distance of 0
+        converged, done, seeded = False, 0, math.inf  # seeded: the inertia when features were last seeded
         indices = self._nearest(x, features)
         while done < iterations and not converged:
             sums = self._over_processes(segment_sum(x, indices, self.num_features))
@@ -434,8 +432,11 @@ class FeatureMaps(torch.nn.Module):
             empty = (numbers[:, 0] == 0).nonzero()[:, 0]
             if len(empty):
                 apart = distances()
-                rows, found = self._farthest(x, torch.where(apart > same, apart, -math.inf), len(empty))
-                new[empty[found]] = rows[found]
+                inertia = float(self._over_processes(apart.double().sum()))
+                if inertia < seeded:  # it helped, or none was seeded yet
+                    seeded = inertia
+                    rows, found = self._farthest(x, torch.where(apart > 0, apart, -math.inf), len(empty))
+                    new[empty[found]] = rows[found]
             moved = float((new.double() - features.double()).square().sum())
             features, done = new, done + 1
             converged = moved <= moves

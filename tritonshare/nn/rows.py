@@ -16,6 +16,8 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
 
     rows: [N, ...]; index: [M] of integers from 0 to N - 1. Returns [M, ...].
     """
+    if torch.jit.is_tracing():  # a file holds no function of Python's
+        return rows.index_select(0, index)
     # torch.compile takes no function that has a `jvp`, and needs none
     function = _Take if torch.compiler.is_compiling() else _TakeForward
     return function.apply(rows, index.long())  # pyright: ignore[reportReturnType]
