@@ -445,7 +445,7 @@ def test_it_learns_digits(digits):
     ("call", "sentence"),
     [
         (lambda: FeatureMaps(0, 2), "FeatureMaps: num_features must be at least 1, but is 0"),
-        (lambda: FeatureMaps(2, 2.0), "FeatureMaps: dim must be an integer, but is 2.0"),
+        (lambda: FeatureMaps(2, 2.0), "FeatureMaps: dim must be an integer at least 1, but is 2.0"),
         (lambda: FeatureMaps(2, 2, "nearest"), "FeatureMaps: kind must be one of"),
         (lambda: FeatureMaps(2, 2, update="median"), "FeatureMaps: update must be one of"),
         (lambda: FeatureMaps(2, 2, assign="firm"), "FeatureMaps: assign must be one of"),

@@ -4,16 +4,23 @@ import copy
 import inspect
 import io
 
+import numpy
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from tests.ops import assert_same_bits
-from tritonshare import nn
-from tritonshare.check import ArgumentError
+from tests.ops import assert_same_bits, case_of
+from tritonshare import gate, nn
+from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.compress import similar_filters
+from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
+from tritonshare.ops.nearest import NEAREST
+from tritonshare.ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
+from tritonshare.ops.shared_linear import SHARED_LINEAR
+from tritonshare.ops.similarity_reduce import SIMILARITY_REDUCE
+from tritonshare.ops.similarity_weight import SIMILARITY_WEIGHT
 
 pytestmark = pytest.mark.reference
 
@@ -286,3 +293,89 @@ def test_leading_axes_are_linears(name, shape):
 def test_every_module_is_in_the_list():
     classes = {type(made(name)[0]).__name__ for name in MODULES}
     assert {name for name in nn.__all__ if inspect.isclass(getattr(nn, name))} <= classes
+
+
+# What modules are made with.
+
+# class -> (what it is made with, the ops whose options are among that)
+MADE = {
+    nn.ConvActPool2d: ({"in_channels": 4, "out_channels": 8, "kernel_size": 3}, (CONV2D_ACT_POOL,)),
+    nn.SharedLinear: ({"in_features": 16, "out_features": 8}, (SHARED_LINEAR,)),
+    nn.SharedConv2d: (
+        {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "pool": "max"},
+        (SHARED_CONV2D_ACT_POOL, CONV2D_ACT_POOL),
+    ),
+    nn.FeatureMaps: ({"num_features": 4, "dim": 3}, (NEAREST, SIMILARITY_WEIGHT, SIMILARITY_REDUCE)),
+    nn.SimilaritySharedLinear: (
+        {"in_features": 4, "out_features": 8, "num_features": 3, "dim": 2},
+        (SIMILARITY_WEIGHT,),
+    ),
+}
+
+
+def of_options(clause, arguments):
+    """Whether a clause is broken whatever the tensors are."""
+    try:
+        return clause.problem({n: a for n, a in arguments.items() if not isinstance(a, torch.Tensor)}) is not None
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
+def breaks():
+    """Every way to break a clause of an op's contract by a module's arguments alone."""
+    for cls, (valid, ops) in MADE.items():
+        names = inspect.signature(cls).parameters
+        for op in ops:
+            case = case_of(op, "tiny")
+            tensors = gate.make_tensors(case, torch.float32)
+            arguments = dict(zip(op.arguments, [*tensors, *gate.raw_options(op, case.options)], strict=True))
+            for number, clause in enumerate(op.contract):
+                for way, change in enumerate(clause.breaks):
+                    wrong = change(arguments)
+                    if wrong.keys() <= names.keys() - {"bias"} and of_options(clause, arguments | wrong):
+                        yield pytest.param(cls, valid | wrong, id=f"{cls.__name__}-{op.name}-{number}-{way}")
+
+
+def refused(cls, arguments):
+    with pytest.raises((ArgumentError, ArgumentTypeError)) as caught:
+        cls(**arguments)
+    assert str(caught.value).startswith(f"{cls.__name__}: ")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(("cls", "arguments"), list(breaks()))
+def test_a_module_refuses_when_it_is_made(cls, arguments):
+    refused(cls, arguments)
+
+
+INTEGERS = [
+    pytest.param(cls, valid, name, id=f"{cls.__name__}-{name}")
+    for cls, (valid, _) in MADE.items()
+    for name, parameter in inspect.signature(cls).parameters.items()
+    if "int" in str(parameter.annotation).replace("|", " ").split()
+]
+
+
+@pytest.mark.parametrize(("cls", "valid", "name"), INTEGERS)
+@pytest.mark.parametrize("wrong", [1.5, True, -1, torch.nn.Parameter(torch.ones(3, 3)), torch.tensor(True), [3] * 9])
+def test_what_is_no_integer_is_refused_in_a_line(cls, valid, name, wrong):
+    refused(cls, valid | {name: wrong})
+
+
+@pytest.mark.parametrize(("cls", "valid", "name"), INTEGERS)
+@pytest.mark.parametrize("integer", [numpy.int64, numpy.uint8, torch.tensor])
+def test_integers_of_numpy_and_of_tensors_are_integers(cls, valid, name, integer):
+    default = valid.get(name, inspect.signature(cls).parameters[name].default)
+    default = default if isinstance(default, int) else 2
+    if name == "bits":
+        default = 2
+    made = cls(**valid | {name: integer(default)})
+    expected = cls(**valid | {name: default})
+    assert str(made) == str(expected)
+    assert type(getattr(made, name, 0)) is type(getattr(expected, name, 0))
+    assert [t.shape for t in made.state_dict().values()] == [t.shape for t in expected.state_dict().values()]
+
+
+def test_every_module_is_checked():
+    assert {cls.__name__ for cls in MADE} == set(nn.__all__)

@@ -8,14 +8,27 @@ import subprocess
 import sys
 import weakref
 
+import numpy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.ops import OPS, call, case_of, cases, exact, laws, leaves, ops, pairs_of_law, to_channels_last
+from tests.ops import (
+    OPS,
+    assert_same_bits,
+    call,
+    case_of,
+    cases,
+    exact,
+    laws,
+    leaves,
+    ops,
+    pairs_of_law,
+    to_channels_last,
+)
 from tritonshare import binding, check, explain, functional, gate, launch
 from tritonshare import op as op_module
-from tritonshare.check import ArgumentError, ArgumentTypeError
+from tritonshare.check import LONGEST, ArgumentError, ArgumentTypeError
 from tritonshare.op import Op, differentiable, first_of
 from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
 from tritonshare.plan import DEVICES, using
@@ -121,6 +134,35 @@ def test_layouts_sum_in_the_same_order(op, case, arch):
             problem = op.problem(moved, op.canonical(moved, *gate.raw_options(op, case.options)))
         orders.append(problem.ladder.order(problem.plans))
     assert orders[0] == orders[1]
+
+
+def of_integers(options, integer):
+    """Options with other types of integers."""
+    if isinstance(options, (tuple, list)):
+        return tuple(of_integers(o, integer) for o in options)
+    return integer(options) if type(options) is int else options
+
+
+@pytest.mark.parametrize("op", ops())
+@pytest.mark.parametrize("integer", [numpy.int32, torch.tensor], ids=["numpy", "tensor"])
+def test_integers_of_numpy_and_of_tensors_are_integers(op, integer):
+    for case in op.cases:
+        if {"tiny", "edge"} & {*case.tags}:
+            tensors = gate.make_tensors(case, torch.float32)
+            sizes = case.options.keys() - {"gamma", "eps", "temperature"}
+            others = {n: of_integers(v, integer) if n in sizes else v for n, v in case.options.items()}
+            assert_same_bits([(call(op, tensors, **others), call(op, tensors, **case.options))])
+
+
+@pytest.mark.parametrize("op", ops())
+@pytest.mark.parametrize("wrong", [torch.nn.Parameter(torch.ones(40, 40)), "x" * 1000, [[1] * 1000], b"\n" * 1000])
+def test_a_refusal_is_a_short_line_whatever_it_refuses(op, wrong):
+    valid = arguments(op)
+    for name in op.arguments:
+        with pytest.raises((ArgumentError, ArgumentTypeError)) as caught:
+            op.check(*{**valid, name: wrong}.values())
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) <= LONGEST
 
 
 @pytest.mark.parametrize("op", ops())

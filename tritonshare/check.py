@@ -6,21 +6,33 @@ and axis. The same clause knows how to break valid arguments, and the error test
 
 from __future__ import annotations
 
+import operator
+import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+LONGEST = 400  # characters of a message
 Arguments = Mapping[str, Any]
 Change = Callable[[Arguments], dict[str, Any]]  # valid arguments -> the ones to replace so that the clause breaks
 
 
-class ArgumentError(ValueError, RuntimeError):
+class _OneLine(Exception):
+    """An error whose message is a line, and no very long one, whatever values it shows."""
+
+    def __init__(self, message: str = "") -> None:
+        line = re.sub(r"\s*\n\s*", " ", message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} ... {line[-195:]}")
+
+
+class ArgumentError(_OneLine, ValueError, RuntimeError):
     """A bad value. Also a RuntimeError, as torch's own, so that code which catches torch's error catches this one."""
 
 
-class ArgumentTypeError(TypeError, RuntimeError):
+class ArgumentTypeError(_OneLine, TypeError, RuntimeError):
     """A bad type. Also a RuntimeError, as torch's own."""
 
 
@@ -38,6 +50,68 @@ def check(op: str, contract: Sequence[Clause], arguments: Arguments) -> None:
         problem = clause.problem(arguments)
         if problem is not None:
             raise clause.error(f"{op}: {clause.argument} {problem}")
+
+
+def check_known(of: str, contract: Sequence[Clause], arguments: Arguments) -> None:
+    """`check`, as far as these arguments tell: without clauses that ask for others."""
+
+    for clause in contract:
+        try:
+            check(of, (clause,), arguments)
+        except KeyError:
+            continue
+
+
+def shown(value: Any) -> str:
+    """A value in a message: in a line, and not all of a long one."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {list(value.shape)}" if value.dim() else f"a tensor of {value.dtype}"
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    return " ".join(short.repr(value).split())
+
+
+def whole(value: Any) -> Any:
+    """The integer that a value is, or None: Python's, NumPy's, or a tensor's without axes. While torch traces it may be
+    a torch.SymInt."""
+    if isinstance(value, bool) or (isinstance(value, torch.Tensor) and (value.dim() or value.dtype == torch.bool)):
+        return None
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        return None
+
+
+PLAIN = {int, float, str, bool, type(None)}
+
+
+def plain(value: Any) -> Any:
+    """An option with Python's integers for NumPy's and for tensors, also in a tuple or list, which becomes a tuple."""
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(map(plain, value))
+    number = whole(value)
+    return value if number is None else number
+
+
+def integer_problem(value: Any, low: int, high: int | None = None) -> str | None:
+    """What is wrong with an integer that must be from low to high."""
+    number = whole(value)
+    limit = f"at least {low}" if high is None else f"from {low} to {high}"
+    if number is None:
+        return f"must be an integer {limit}, but is {shown(value)}"
+    return f"must be {limit}, but is {number}" if number < low or (high is not None and number > high) else None
+
+
+def integer(of: str, name: str, value: Any, low: int, high: int | None = None) -> int:
+    """The integer that an argument is. Raises one sentence naming `of`, argument and value."""
+    problem = integer_problem(value, low, high)
+    if problem is not None:
+        raise (ArgumentError if whole(value) is not None else ArgumentTypeError)(f"{of}: {name} {problem}")
+    return whole(value)
 
 
 def tensor(name: str, *, optional: bool = False) -> Clause:
@@ -109,9 +183,9 @@ def integers(
         value = a[name]
         if (none and value is None) or (isinstance(value, str) and value in names):
             return None
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        if any(isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)) for v in values):
-            return f"must be an integer, or {' or '.join(map(str, counts))} of them{others}, but is {value!r}"
+        values = [whole(v) for v in value] if isinstance(value, (tuple, list)) else [whole(value)]
+        if any(v is None for v in values):
+            return f"must be an integer, or {' or '.join(map(str, counts))} of them{others}, but is {shown(value)}"
         if isinstance(value, (tuple, list)) and len(value) not in (1, *counts):
             return f"must have {' or '.join(map(str, counts))} entries, one per spatial axis, but has {len(value)}"
         for axis, v in enumerate(values):
@@ -130,14 +204,14 @@ def choice(name: str, names: Sequence[Any]) -> Clause:
     def problem(a: Arguments) -> str | None:
         if any(a[name] is n or (isinstance(n, str) and a[name] == n) for n in names):
             return None
-        return f"must be one of {', '.join(map(repr, names))}, but is {a[name]!r}"
+        return f"must be one of {', '.join(map(repr, names))}, but is {shown(a[name])}"
 
     return Clause(name, problem, (lambda a: {name: "unknown"}, lambda a: {name: 3}))
 
 
 def flag(name: str) -> Clause:
     def problem(a: Arguments) -> str | None:
-        return None if isinstance(a[name], bool) else f"must be True or False, but is {a[name]!r}"
+        return None if isinstance(a[name], bool) else f"must be True or False, but is {shown(a[name])}"
 
     return Clause(name, problem, (lambda a: {name: "yes"},), ArgumentTypeError)
 

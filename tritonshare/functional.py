@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from .binding import serializable
+from .check import plain
 from .dispatch import in_graph
 from .op import FUNCTIONS
 from .ops import adaptive_update
@@ -85,10 +86,10 @@ def conv2d_act_pool(
     Derived from: the shared-weight convolution of LeCun et al., Gradient-based learning applied to document
     recognition, 1998, section II.
     """
-    options = (
+    options = plain((
         stride, padding, dilation, groups,
         activation, pool, pool_size, pool_stride, pool_padding, ceil_mode, count_include_pad,
-    )  # fmt: skip
+    ))  # fmt: skip
     if isinstance(input, torch.Tensor) and input.dim() == 3:
         return CONV2D_ACT_POOL(input.unsqueeze(0), weight, bias, *options).squeeze(0)
     return CONV2D_ACT_POOL(input, weight, bias, *options)
@@ -122,6 +123,7 @@ def shared_linear(
 
     Derived from: Han, Mao and Dally, Deep Compression, 2016, section 3.
     """
+    bits = plain(bits)
     if isinstance(input, torch.Tensor) and input.dim() not in (0, 2):
         rows = input.flatten(0, -2) if input.dim() > 1 else input.unsqueeze(0)
         out = SHARED_LINEAR(rows, codes, codebook, bias, bits)
@@ -163,10 +165,10 @@ def shared_conv2d_act_pool(
         weight's, 4 bytes per weight while it is computed.
     Raises: as conv2d_act_pool.
     """
-    options = (
+    options = plain((
         kernel_size, stride, padding, dilation, groups, bits,
         activation, pool, pool_size, pool_stride, pool_padding, ceil_mode, count_include_pad,
-    )  # fmt: skip
+    ))  # fmt: skip
     if isinstance(input, torch.Tensor) and input.dim() == 3:
         return SHARED_CONV2D_ACT_POOL(input.unsqueeze(0), codes, codebook, bias, *options).squeeze(0)
     return SHARED_CONV2D_ACT_POOL(input, codes, codebook, bias, *options)
@@ -226,6 +228,7 @@ def segment_sum(input: torch.Tensor, segments: torch.Tensor, count: int) -> torc
         in compiled code, a row with such an id is in no segment, its gradient is 0, and nothing is read or written
         out of bounds.
     """
+    count = plain(count)
     check_ids(segments, count)
     return SEGMENT_SUM(input, segments, count)
 
@@ -299,7 +302,7 @@ def nearest(
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
     """
-    found = folded(NEAREST, x, features, kind, k, gamma, eps)
+    found = folded(NEAREST, x, features, kind, plain(k), gamma, eps)
     return Nearest(*found) if isinstance(found, tuple) else found  # a node of a torch.fx graph
 
 

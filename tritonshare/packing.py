@@ -11,17 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .check import ArgumentError, ArgumentTypeError
+from .check import ArgumentError, integer
 from .kernels.geometry import code_bytes, code_unit
 
 LARGEST_BITS = 8
 
 
-def check_bits(op: str, bits: int) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise ArgumentTypeError(f"{op}: bits must be an integer from 1 to {LARGEST_BITS}, but is {bits!r}")
-    if not 1 <= bits <= LARGEST_BITS:
-        raise ArgumentError(f"{op}: bits must be from 1 to {LARGEST_BITS}, but is {bits}")
+def check_bits(op: str, bits: int) -> int:
+    return integer(op, "bits", bits, 1, LARGEST_BITS)
 
 
 def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
@@ -29,7 +26,7 @@ def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
 
     Raises: ArgumentError for `bits` out of 1 .. 8; only the low `bits` bits of an index are taken.
     """
-    check_bits("pack", bits)
+    bits = check_bits("pack", bits)
     many, size = code_unit(bits)
     rows, count = indices.shape[:-1], indices.shape[-1]
     units = -(-count // many)
@@ -43,7 +40,7 @@ def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The inverse of `pack`: uint8 [..., ceil(count * bits / 8)] -> int64 [..., count]."""
-    check_bits("unpack", bits)
+    bits = check_bits("unpack", bits)
     return _unpacked(codes, bits, count).long()
 
 

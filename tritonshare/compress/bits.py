@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..check import ArgumentError, ArgumentTypeError
+from ..check import ArgumentError, ArgumentTypeError, integer, shown
 from ..nn import SharedConv2d, SharedLinear
 from ..packing import LARGEST_BITS
 from .errors import Error
@@ -48,18 +48,13 @@ def check_choice(bits: Any, target_bytes: Any, max_error: Any) -> None:
     if target_bytes is not None:
         _integer("target_bytes", target_bytes, 1, None)
     if max_error is not None and (isinstance(max_error, bool) or not isinstance(max_error, (int, float))):
-        raise ArgumentTypeError(f"compress: max_error must be a number, but is {max_error!r}")
+        raise ArgumentTypeError(f"compress: max_error must be a number, but is {shown(max_error)}")
     if max_error is not None and not 0 < max_error < float("inf"):
         raise ArgumentError(f"compress: max_error must be positive and finite, but is {max_error}")
 
 
 def _integer(name: str, value: Any, low: int, high: int | None) -> int:
-    limit = f"at least {low}" if high is None else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"compress: {name} must be an integer {limit}, but is {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ArgumentError(f"compress: {name} must be {limit}, but is {value}")
-    return value
+    return integer("compress", name, value, low, high)
 
 
 class Wanted:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..check import ArgumentError, ArgumentTypeError
+from ..check import ArgumentError, ArgumentTypeError, shown
 from ..functional import segment_sum, similarity_weight
 from ..nn.rows import take_rows
 from .errors import Error
@@ -115,11 +115,11 @@ def _check(model: Any, threshold: Any, kind: Any, tie: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"similar_filters: model must be a torch.nn.Module, but is {type(model).__name__}")
     if kind not in KINDS:
-        raise ArgumentError(f"similar_filters: kind must be one of {', '.join(map(repr, KINDS))}, but is {kind!r}")
+        raise ArgumentError(f"similar_filters: kind must be one of {', '.join(map(repr, KINDS))}, but is {shown(kind)}")
     if tie not in (None, *RULES):
-        raise ArgumentError(f"similar_filters: tie must be 'mean', 'learned' or None, but is {tie!r}")
+        raise ArgumentError(f"similar_filters: tie must be 'mean', 'learned' or None, but is {shown(tie)}")
     if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
-        raise ArgumentTypeError(f"similar_filters: threshold must be a number, but is {threshold!r}")
+        raise ArgumentTypeError(f"similar_filters: threshold must be a number, but is {shown(threshold)}")
     low, high = (-1, 1) if kind == "cosine" else (0, math.inf)
     if threshold is not None and not low <= threshold <= high:
         raise ArgumentError(f"similar_filters: threshold must be from {low} to {high} for {kind}, but is {threshold}")

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
-from ..check import ArgumentError, ArgumentTypeError
+from ..check import ArgumentError, ArgumentTypeError, check_known, integer, integers, plain, shown
+from ..ops.conv_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
+from ..ops.conv_act_pool.options import pair
 
 
-def positive_integer(of: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{of}: {name} must be an integer, but is {value!r}")
-    if value < 1:
-        raise ArgumentError(f"{of}: {name} must be at least 1, but is {value}")
+def positive_integer(of: str, name: str, value: Any) -> int:
+    return integer(of, name, value, 1)
 
 
 def one_of(of: str, name: str, value: Any, names: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in names:
-        raise ArgumentError(f"{of}: {name} must be one of {', '.join(map(repr, names))}, but is {value!r}")
+        raise ArgumentError(f"{of}: {name} must be one of {', '.join(map(repr, names))}, but is {shown(value)}")
 
 
 def gamma_of(of: str, kind: str, gamma: Any) -> None:
     if kind != "rbf":
         if gamma is not None:
-            raise ArgumentError(f"{of}: gamma must be None unless kind is 'rbf', but is {gamma!r}")
+            raise ArgumentError(f"{of}: gamma must be None unless kind is 'rbf', but is {shown(gamma)}")
     else:
         number_of(of, "gamma", gamma, lambda v: v > 0, "positive")
 
 
 def number_of(of: str, name: str, value: Any, right: Callable[[float], bool], limit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ArgumentTypeError(f"{of}: {name} must be a number, but is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ArgumentTypeError(f"{of}: {name} must be a number, but is {shown(value)}")
     if not math.isfinite(value) or not right(value):
-        raise ArgumentError(f"{of}: {name} must be {limit}, but is {value!r}")
+        raise ArgumentError(f"{of}: {name} must be {limit}, but is {shown(value)}")
+
+
+def convolution(of: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a convolution block of which tensors are not asked, as torch.nn.Conv2d takes them."""
+    values = {name: plain(value) for name, value in given.items()}
+    for name in ("in_channels", "out_channels"):
+        values[name] = integer(of, name, given[name], 1)
+    one_of(of, "padding_mode", values["padding_mode"], ("zeros", "reflect", "replicate", "circular"))
+    check_known(of, (KERNEL_SIZE, *CONVOLUTION, *BLOCK), values)
+    if values["padding_mode"] != "zeros":  # torch pads by axis
+        check_known(of, (integers("padding", (1, 2), 0, names=("same", "valid")),), values)
+    for name in ("in_channels", "out_channels"):
+        if values[name] % values["groups"]:
+            raise ArgumentError(f"{of}: groups is {values['groups']}, which does not divide {name}, {values[name]}")
+    paired = ("kernel_size", "stride", "dilation")
+    values |= {name: pair(values[name]) for name in paired}
+    if isinstance(values["padding"], tuple) and len(values["padding"]) == 1:
+        values["padding"] = pair(values["padding"])
+    return values

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..functional import conv2d_act_pool
+from .arguments import convolution
 
 
 class ConvActPool2d(torch.nn.Conv2d):
@@ -43,16 +44,18 @@ class ConvActPool2d(torch.nn.Conv2d):
         ceil_mode: bool = False,
         count_include_pad: bool = True,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self.activation = activation
-        self.pool = pool
-        self.pool_size = pool_size
-        self.pool_stride = pool_stride
-        self.pool_padding = pool_padding
-        self.ceil_mode = ceil_mode
-        self.count_include_pad = count_include_pad
+        geometry = {
+            "in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, "stride": stride,
+            "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode,
+        }  # fmt: skip
+        block = {
+            "activation": activation, "pool": pool, "pool_size": pool_size, "pool_stride": pool_stride,
+            "pool_padding": pool_padding, "ceil_mode": ceil_mode, "count_include_pad": count_include_pad,
+        }  # fmt: skip
+        checked = convolution(type(self).__name__, geometry | block)
+        super().__init__(**{name: checked[name] for name in geometry}, bias=bias, device=device, dtype=dtype)
+        for name in block:
+            setattr(self, name, checked[name])
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         padding = self.padding

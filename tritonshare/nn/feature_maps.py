@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ..binding import LIBRARY, serializable, without_autocast
-from ..check import ArgumentError, ArgumentTypeError
+from ..check import ArgumentError, ArgumentTypeError, integer
 from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
 from ..ops.similarity_weight.reference import DISSIMILARITIES, DISTANCES, KINDS
 from .arguments import gamma_of, number_of, one_of, positive_integer
@@ -114,8 +114,8 @@ class FeatureMaps(torch.nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        positive_integer("FeatureMaps", "num_features", num_features)
-        positive_integer("FeatureMaps", "dim", dim)
+        num_features = positive_integer("FeatureMaps", "num_features", num_features)
+        dim = positive_integer("FeatureMaps", "dim", dim)
         one_of("FeatureMaps", "kind", kind, KINDS)
         one_of("FeatureMaps", "update", update, UPDATES)
         one_of("FeatureMaps", "assign", assign, ASSIGNMENTS)
@@ -126,10 +126,8 @@ class FeatureMaps(torch.nn.Module):
         number_of("FeatureMaps", "noise", noise, lambda v: v >= 0, "at least 0")
         if clip is not None:
             number_of("FeatureMaps", "clip", clip, lambda v: v > 0, "positive, or None")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ArgumentTypeError(f"FeatureMaps: seed must be an integer, but is {seed!r}")
-        if seed < 0:
-            raise ArgumentError(f"FeatureMaps: seed must be at least 0, but is {seed}")
+        number_of("FeatureMaps", "eps", eps, lambda v: v >= 0, "at least 0")
+        seed = integer("FeatureMaps", "seed", seed, 0)
         if noise and (clip is None or assign == "soft" or update != "mean"):
             raise ArgumentError("FeatureMaps: noise needs clip, update='mean' and assign='hard'")
         self.num_features, self.dim, self.kind, self.update, self.assign = num_features, dim, kind, update, assign
@@ -354,7 +352,7 @@ class FeatureMaps(torch.nn.Module):
 
         Raises: ArgumentError, in one sentence, before anything is changed.
         """
-        self._check_fit(x, iterations, tolerance, start, restarts)
+        self._check_fit(x, iterations, tolerance, start, restarts, seed)
         x = self._clipped(x.to(torch.promote_types(x.dtype, torch.float32)))
         centre, variances = self._centre_and_variances(x)
         x = (x.double() - centre).to(x.dtype)
@@ -379,12 +377,13 @@ class FeatureMaps(torch.nn.Module):
             self.updates.clamp_(min=1)  # the next call is not the first
         return result
 
-    def _check_fit(self, x: Any, iterations: Any, tolerance: Any, start: Any, restarts: Any) -> None:
+    def _check_fit(self, x: Any, iterations: Any, tolerance: Any, start: Any, restarts: Any, seed: Any) -> None:
         self._check(x)
         if x.dim() != 2:
             raise ArgumentError(f"FeatureMaps.fit: x must have the 2 axes [N, dim], but has {x.dim()}")
-        positive_integer("FeatureMaps.fit", "iterations", iterations)
-        positive_integer("FeatureMaps.fit", "restarts", restarts)
+        integer("FeatureMaps.fit", "iterations", iterations, 1)
+        integer("FeatureMaps.fit", "restarts", restarts, 1)
+        integer("FeatureMaps.fit", "seed", seed, 0)
         number_of("FeatureMaps.fit", "tolerance", tolerance, lambda v: v >= 0, "at least 0")
         if self.noise:
             raise ArgumentError("FeatureMaps.fit: noise must be 0, since fit is not private")

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from .. import codebook, packing
-from ..check import ArgumentError, ArgumentTypeError
+from ..check import ArgumentError, ArgumentTypeError, integer
 from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
 from ..kernels.geometry import code_bytes
+from .arguments import convolution, positive_integer
 from .conv_act_pool import ConvActPool2d
 from .recompute import Forwards, refuse_replica, within_function
 
@@ -23,11 +24,9 @@ class _Shared(torch.nn.Module):
 
     def _build(self, bits: int, codebooks: int, bias: bool, reassign_every: int, device: Any, dtype: Any) -> None:
         name, rows, count = type(self).__name__, self.dense_shape[0], self._count
+        bits, codebooks = packing.check_bits(name, bits), integer(name, "codebooks", codebooks, 1)
         _check_sharing(name, self.dense_shape, bits, codebooks)
-        if isinstance(reassign_every, bool) or not isinstance(reassign_every, int):
-            raise ArgumentTypeError(f"{name}: reassign_every must be an integer, but is {reassign_every!r}")
-        if reassign_every < 0:
-            raise ArgumentError(f"{name}: reassign_every must be at least 0, but is {reassign_every}")
+        reassign_every = integer(name, "reassign_every", reassign_every, 0)
         self.bits, self.codebooks, self.reassign_every = bits, codebooks, reassign_every
         self._steps, self._forwards = 0, Forwards()
         codes = torch.empty(rows, code_bytes(count, bits), dtype=torch.uint8, device=device)
@@ -203,8 +202,10 @@ class SharedLinear(_Shared):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.dense_shape = (out_features, in_features)
+        name = type(self).__name__
+        self.in_features = positive_integer(name, "in_features", in_features)
+        self.out_features = positive_integer(name, "out_features", out_features)
+        self.dense_shape = (self.out_features, self.in_features)
         self._build(bits, codebooks, bias, reassign_every, device, dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -293,17 +294,17 @@ class SharedConv2d(_Shared):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        # checks of the geometry are Conv2d's own; a module on meta has no memory
-        twin = torch.nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
-        )
+        given = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        block = (activation, pool, pool_size, pool_stride, pool_padding, ceil_mode, count_include_pad)
+        checked = convolution(type(self).__name__, dict(zip(_GEOMETRY + _BLOCK, given + block, strict=True)))
+        # a module on meta has no memory
+        twin = torch.nn.Conv2d(**{name: checked[name] for name in _GEOMETRY}, device="meta")
         for name in _GEOMETRY:
             setattr(self, name, getattr(twin, name))
         self._outside = twin._reversed_padding_repeated_twice
         self.dense_shape = tuple(twin.weight.shape)
-        self.activation, self.pool, self.pool_size = activation, pool, pool_size
-        self.pool_stride, self.pool_padding = pool_stride, pool_padding
-        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+        for name in _BLOCK:
+            setattr(self, name, checked[name])
         self._build(bits, codebooks, bias, reassign_every, device, dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -363,10 +364,7 @@ _BLOCK = ("activation", "pool", "pool_size", "pool_stride", "pool_padding", "cei
 
 def _check_sharing(name: str, shape: tuple[int, ...], bits: int, codebooks: int) -> None:
     """One sentence on why weights of this shape cannot be shared so, if they cannot."""
-    packing.check_bits(name, bits)
-    if isinstance(codebooks, bool) or not isinstance(codebooks, int):
-        raise ArgumentTypeError(f"{name}: codebooks must be an integer, but is {codebooks!r}")
-    if codebooks < 1 or shape[0] % codebooks:
+    if shape[0] % codebooks:
         raise ArgumentError(
             f"{name}: codebooks is {codebooks}, which does not divide the {shape[0]} output channels (weight axis 0)"
         )

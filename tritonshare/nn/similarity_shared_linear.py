@@ -60,10 +60,10 @@ class SimilaritySharedLinear(torch.nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        positive_integer(name, "in_features", in_features)
-        positive_integer(name, "out_features", out_features)
-        positive_integer(name, "num_features", num_features)
-        positive_integer(name, "dim", dim)
+        in_features = positive_integer(name, "in_features", in_features)
+        out_features = positive_integer(name, "out_features", out_features)
+        num_features = positive_integer(name, "num_features", num_features)
+        dim = positive_integer(name, "dim", dim)
         one_of(name, "kind", kind, KINDS)
         gamma_of(name, kind, gamma)
         self.in_features, self.out_features, self.kind = in_features, out_features, kind

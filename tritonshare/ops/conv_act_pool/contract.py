@@ -52,7 +52,7 @@ def _nonempty(a):
 
 def _same_needs_unit_stride(a):
     if a["padding"] == "same" and pair(a["stride"]) != (1, 1):
-        return f"is 'same', which needs stride 1, but stride is {a['stride']!r}"
+        return f"is 'same', which needs stride 1, but stride is {check.shown(a['stride'])}"
     return None
 
 
@@ -103,6 +103,7 @@ def _ones(a, name, sizes):
     return {name: torch.ones(shape, dtype=a[name].dtype, device="meta" if prod(shape) > 2**20 else a[name].device)}
 
 
+KERNEL_SIZE = check.integers("kernel_size", (1, 2), 1, 2**16)
 # Clauses that do not ask for a weight of floating-point numbers: of its shape at the most.
 CONVOLUTION = (
     check.integers("stride", (1, 2), 1),

@@ -12,10 +12,9 @@ MAX_CHOSEN = 64
 
 def _k(a):
     k, features = a["k"], a["features"]
-    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        return f"must be an integer, but is {k!r}"
-    if not 1 <= k <= MAX_CHOSEN:
-        return f"must be from 1 to {MAX_CHOSEN}, but is {k}"
+    wrong = check.integer_problem(k, 1, MAX_CHOSEN)
+    if wrong is not None:
+        return wrong
     if k > features.shape[-2]:
         return f"is {k}, but features has only {features.shape[-2]} rows (axis {features.dim() - 2}, N)"
     return None

@@ -26,13 +26,6 @@ def _rows(a):
     return None if rows == ids else f"axis 0 (N) is {ids}, but input has {rows} rows (axis 0)"
 
 
-def _count(a):
-    count = a["count"]
-    if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
-        return f"must be an integer, but is {count!r}"
-    return None if 1 <= count <= MAX_COUNT else f"must be from 1 to {MAX_COUNT}, but is {count}"
-
-
 CONTRACT = (
     check.tensor("input"),
     check.tensor("segments"),
@@ -43,8 +36,9 @@ CONTRACT = (
     check.same_device("segments", "input"),
     check.relation("input", _columns, lambda a: {"input": a["input"][:, :0]}),
     check.relation("segments", _rows, lambda a: {"segments": a["segments"][:-1]}),
-    check.relation("count", _count, *(lambda a, w=w: {"count": w} for w in (0, -1, 1.5, True, MAX_COUNT + 1))),
-)
+    check.relation("count", lambda a: check.integer_problem(a["count"], 1, MAX_COUNT),
+                   *(lambda a, w=w: {"count": w} for w in (0, -1, 1.5, True, MAX_COUNT + 1))),
+)  # fmt: skip
 
 
 def check_ids(segments: Any, count: Any) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from ... import check
 from ...check import Arguments, Change, Clause
-from ..conv_act_pool.contract import BLOCK, CONVOLUTION
-from ..conv_act_pool.options import pair
+from ..conv_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
 from ..shared_linear.contract import packed_sizes, packed_tensors
 from .options import weight_named
 
@@ -56,14 +55,12 @@ CONTRACT = (
     check.same_dtype("bias", "input"),
     check.same_device("bias", "input"),
     *packed_tensors(),
-    check.integers("kernel_size", (1, 2), 1),
+    KERNEL_SIZE,
     *CONVOLUTION,
     check.relation("input", _channels, lambda a: {"input": a["input"][:, :0]}),
     check.relation("groups", _groups, lambda a: {"groups": a["input"].shape[1] + 1},
                    lambda a: {"groups": a["codes"].shape[0] + 1, "input": a["input"].new_ones(
                        1, a["codes"].shape[0] + 1, *a["input"].shape[2:])}),
-    check.relation("kernel_size", lambda a: None if max(pair(a["kernel_size"])) <= 2**16 else "is larger than 65536",
-                   lambda a: {"kernel_size": 2**16 + 1}),
     *packed_sizes(_count),
     *map(_lifted, BLOCK),
 )  # fmt: skip

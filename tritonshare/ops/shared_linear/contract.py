@@ -32,7 +32,7 @@ def packed_tensors() -> tuple[Clause, ...]:
         check.same_device("codes", "input"),
         check.same_device("codebook", "input"),
         check.integers("bits", (1,), 1, LARGEST_BITS),
-        check.relation("bits", lambda a: None if isinstance(a["bits"], int) else "must be one integer",
+        check.relation("bits", lambda a: "must be one integer" if isinstance(a["bits"], (tuple, list)) else None,
                        lambda a: {"bits": [a["bits"]]}),
     )  # fmt: skip
 
