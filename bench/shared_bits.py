@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from bench.recorded import Document, command, parser, to_json
 from tritonshare import __version__, data, finetune, report, train
 from tritonshare.files import replace
 from tritonshare.options import DEFAULT_EPOCHS, SHARED_CODEBOOKS, Options
+from tritonshare.report import Axes, Figure
 
 SUMMARY = (__doc__ or "").split("\n")[0]
 NAME = "shared_bits"

@@ -16,14 +16,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from bench.recorded import Document, command, parser, to_json
 from bench.selection import SelectionError, chosen
 from tritonshare import __version__, data, report, train
 from tritonshare.files import replace
 from tritonshare.options import OPTIMIZERS, Options
+from tritonshare.report import Axes, Figure
 
 SUMMARY = (__doc__ or "").split("\n")[0]
 NAME = "similarity_updates"

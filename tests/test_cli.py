@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tests.test_train import small_options
-from tritonshare import checkpoint, compress, data, files, report, train
+from tritonshare import checkpoint, compress, data, files, finetune, report, train
 from tritonshare.cli import COMMANDS, main
+from tritonshare.compress import command
 from tritonshare.options import Options
 from tritonshare.report import Epoch
 
@@ -104,12 +105,19 @@ def test_output_that_cannot_be_written_is_one_line(arguments, tmp_path, monkeypa
         checkpoint.read(out, compress.files.MODEL)
 
 
+def shut():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
 @pytest.mark.parametrize("closed", ["stdout", "stderr", "stdin"])
+@pytest.mark.parametrize("stream", [None, shut()], ids=["of the process", "closed since"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stream_that_is_closed_takes_nothing_and_stops_nothing(arguments, tmp_path, monkeypatch, name, closed):
-    monkeypatch.setattr(sys, closed, None)
+def test_a_stream_that_is_closed_stops_nothing(arguments, tmp_path, monkeypatch, name, stream, closed):
+    monkeypatch.setattr(sys, closed, stream)
     assert status(arguments(name, tmp_path / "out")) == 0
-    assert getattr(sys, closed) is None
+    assert getattr(sys, closed) is stream
 
 
 @pytest.mark.parametrize("stream", [*STREAMS, "closed"])
@@ -165,14 +173,16 @@ UNWRITABLE = {
 }
 
 
-@pytest.mark.parametrize("fault", UNWRITABLE)
-@pytest.mark.parametrize("name", ["train", "compress"])
+FOLDERS = ("a folder that is there", "no name", "nothing")  # what train writes to
+PLACES = [(name, fault) for name in ("train", "compress") for fault in UNWRITABLE]
+PLACES = [(name, fault) for name, fault in PLACES if name != "train" or fault not in FOLDERS]
+
+
+@pytest.mark.parametrize(("name", "fault"), PLACES)
 def test_a_place_that_cannot_be_written_is_told_at_once(arguments, tmp_path, monkeypatch, capsys, name, fault):
-    if name == "train" and fault in ("a folder that is there", "no name", "nothing"):
-        pytest.skip("a folder is what train writes to")
     began = []
     monkeypatch.setattr(train.Run, "train_epoch", lambda *_: began.append("train") or 1.0)
-    monkeypatch.setattr(compress.command, "compress", lambda *_, **__: began.append("compress"))
+    monkeypatch.setattr(command, "compress", lambda *_, **__: began.append("compress"))
     folder = tmp_path / "folder"
     folder.mkdir()
     options = arguments(name, UNWRITABLE[fault](folder))
@@ -207,7 +217,7 @@ def test_what_another_process_wrote_meanwhile_is_not_replaced(arguments, tmp_pat
         there.write_bytes(b"another's")
         return nullcontext()
 
-    monkeypatch.setattr(files if name == "train" else compress.command, "held", meanwhile)
+    monkeypatch.setattr(files if name == "train" else command, "held", meanwhile)
     assert status(arguments(name, out)) == 2
     assert "already" in one_line(capsys.readouterr().err)
     assert there.read_bytes() == b"another's"
@@ -250,7 +260,8 @@ def test_a_full_disk_names_the_file_and_the_retry_needs_no_force(trained, tmp_pa
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(handle)
 
-    options = ["compress", str(trained / train.MODEL), "-o", str(out), "--device", "cpu"]
+    monkeypatch.setattr(finetune, "EVERY", (1,))
+    options = ["compress", str(trained / train.MODEL), "-o", str(out), "--device", "cpu", "--bits", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert main(options) == 1
@@ -275,6 +286,18 @@ def test_a_link_that_leads_nowhere_is_no_place_for_a_run(tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path)]) == 2
     assert "already holds model.safetensors" in one_line(capsys.readouterr().err)
     assert os.listdir(tmp_path) == [train.MODEL]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+@pytest.mark.parametrize("name", [train.CHECKPOINT, train.MODEL, train.CURVES, train.SHARED, train.SIZES])
+def test_what_cannot_be_replaced_is_told_before_a_run_goes_on(trained, tmp_path, capsys, name, make):
+    (tmp_path / train.CHECKPOINT).write_bytes((trained / train.CHECKPOINT).read_bytes())
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    before = sorted(os.listdir(tmp_path))
+    assert main(["train", "--device", "cpu", "--out", str(tmp_path), "--shared-bits", "2", "--resume"]) == 2
+    assert f"{tmp_path / name} is " in one_line(capsys.readouterr().err)
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_float16_on_a_cpu_says_that_it_is_slow(arguments, tmp_path, capsys):

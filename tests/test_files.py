@@ -92,6 +92,10 @@ def deep(path):
     path.write_bytes(b"[" * 10**6)
 
 
+def as_deep_as_json_reads(path):
+    path.write_text("[" * 900 + "]" * 900)
+
+
 def deep_header(path):
     path.write_bytes(safetensors(b"[" * 10**6))
 
@@ -101,8 +105,8 @@ def twice(path):
 
 
 def twice_at_the_end(path):
-    names = ", ".join(f'"{i}": 1' for i in range(100_000))
-    path.write_text(f'{{{names}, "99999": 1}}')
+    names = ", ".join(f'"{i}": 1' for i in range(20_000))
+    path.write_text(f'{{{names}, "19999": 1}}')
 
 
 def number(path):
@@ -124,7 +128,7 @@ def entry(**changes):
 
 
 EVERY = {"folder": a_folder, "pipe": a_pipe, "device": a_device, "loop": a_loop, "sparse": sparse, "deep": deep}
-JSON = {"twice": twice, "twice at the end": twice_at_the_end, "number": number}
+JSON = {"twice": twice, "twice at the end": twice_at_the_end, "900 deep": as_deep_as_json_reads, "number": number}
 SAFETENSORS = {
     "many tensors": many_tensors,
     "deep header": deep_header,
@@ -475,7 +479,8 @@ def put(metadata, at, value):
 
 WRONG = {
     "missing": put, "null": None, "text": "x", "list": [], "record": {"more": 1}, "true": True, "NaN": float("nan"),
-    "infinite": float("inf"), "negative": -1.5, "huge": 10**400, "long": "x" * 5000, "deep": [[[[{}]]]],
+    "infinite": float("inf"), "negative": -1.5, "huge": 10**400, "long": "x" * 5000, "nested": [[[[{}]]]],
+    "deep": json.loads("[" * 900 + "]" * 900),
 }  # fmt: skip
 
 

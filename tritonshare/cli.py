@@ -47,7 +47,9 @@ class Stream:
     """
 
     def __init__(self, stream: Any, name: str) -> None:
-        self._stream, self._name = stream or open(os.devnull, "w"), name  # noqa: SIM115  (until the process ends)
+        if stream is None or getattr(stream, "closed", False):
+            stream = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+        self._stream, self._name = stream, name
         self._errors = getattr(self._stream, "errors", None)
         self._reconfigure("backslashreplace")
 

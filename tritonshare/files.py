@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ except ImportError:  # Windows: no locks there
     fcntl = None
 
 LONGEST = 600  # characters of a sentence
+DEEPEST = 32  # objects and lists within each other
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems that have none
 
 
@@ -110,13 +111,23 @@ def read_json(path: Path, most: int, *, private: bool = False) -> Any:
 
 
 def parse(content: str | bytes) -> Any:
-    """The value of a JSON text, in which no object has a name twice. Raises FileError."""
+    """The value of a JSON text, in which no object has a name twice and nothing is nested deeply. Raises FileError."""
     try:
-        return json.loads(content, object_pairs_hook=_object)
+        found = json.loads(content, object_pairs_hook=_object)
+        level = [found]
+        for _ in range(DEEPEST):
+            level = [of for value in level for of in _inside(value)]
+        if level:
+            raise FileError(f"is JSON that is nested more than {DEEPEST} times")
+        return found
     except (ValueError, RecursionError) as error:
         if isinstance(error, FileError):
             raise
         raise FileError(f"is not JSON ({sentence(str(error), 120)})") from error
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -376,6 +376,9 @@ def check_folder(options: Options) -> None:
         raise OptionError(f"{folder} already holds {found[0]}: choose another --out, or continue it with --resume")
     if options.resume and CHECKPOINT not in found:
         raise checkpoint.CheckpointError(f"there is no {folder / CHECKPOINT} to resume from")
+    for path in (folder / name for name in found):
+        if path.exists() and not path.is_file():
+            raise OptionError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}")
     if options.shared_bits is None and SHARED in found:
         raise OptionError(f"{folder} holds {SHARED}, which would be left behind: give --shared-bits, too")
 
