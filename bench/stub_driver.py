@@ -16,26 +16,18 @@ the launcher would drop.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
-from triton.compiler import CompiledKernel
-from triton.runtime import driver as drivers
-from triton.runtime.jit import JITFunction, mangle_type
+from triton.runtime.jit import mangle_type
+
+from bench.fake_driver import FakeDriver, activated
 
 __all__ = ["Compile", "Launch", "LaunchError", "Load", "StubDriver", "stub_driver"]
-
-# arch -> (multiprocessors, shared memory a program may ask for, in bytes): A100, H100 and H200, B200.
-_DEVICES = {80: (108, 163 * 1024), 90: (132, 227 * 1024), 100: (148, 227 * 1024)}
-
 
 class LaunchError(AssertionError):
     """A launch that a GPU would accept and get wrong."""
@@ -72,68 +64,22 @@ class Launch:
     binder_runs: int  # passes through Triton's Python binder so far
 
 
-class StubDriver(DriverBase):
-    """Set `device` or `streams[device]` to move elsewhere, `recording` to False to time the host path alone."""
+class StubDriver(FakeDriver):
+    """Set `recording` to False to time the host path alone."""
 
     def __init__(self, arch: int = 90) -> None:
-        super().__init__()
-        multiprocessors, max_shared_mem = _DEVICES[arch]
-        self.properties = {
-            "max_shared_mem": max_shared_mem,
-            "max_num_regs": 65536,
-            "multiprocessor_count": multiprocessors,
-            "warpSize": 32,
-        }
-        self.arch = arch
-        self.device = 0
-        self.streams: defaultdict[int, int] = defaultdict(int)
+        super().__init__(arch)
         self.recording = True
         self.launches: list[Launch] = []
         self.compiles: list[Compile] = []
         self.loads: list[Load] = []
-        self.binder_runs = 0
-        # Names and signatures from here on are those that Triton calls.
         self.launcher_cls = partial(_Launcher, self)
-        self.utils = SimpleNamespace(
-            load_binary=self._load_binary,
-            unload_module=lambda module: None,
-            get_device_properties=lambda device: self.properties,
-        )
 
-    @classmethod
-    def is_active(cls) -> Any:
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        raise NotImplementedError("the stub builds no launcher in C")
-
-    def get_current_target(self) -> Any:
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_current_device(self) -> int:
-        return self.device
-
-    def set_current_device(self, device: int) -> None:
-        self.device = device
-
-    def get_current_stream(self, device: int) -> int:
-        return self.streams[device]
-
-    def get_device_capability(self, device: int = 0) -> tuple[int, int]:
-        return divmod(self.arch, 10)
-
-    def get_active_torch_device(self):
-        raise NotImplementedError("tensors stay on the CPU under the stub")
-
-    def get_benchmarker(self):
-        raise NotImplementedError("nothing runs under the stub")
-
-    def _load_binary(self, name: str, binary: bytes, shared: int, device: int):
+    def load(self, name: str, binary: bytes, shared: int, device: int) -> Any:
         self.loads.append(Load(name, shared, device))
-        module, function, registers, spills, max_threads = object(), object(), 0, 0, 1024
-        return module, function, registers, spills, max_threads
+        return object()
 
-    def _note_compile(self, *, src, cache_hit: bool, **_: Any) -> None:
+    def note_compile(self, *, src, cache_hit: bool, **_: Any) -> None:
         self.compiles.append(Compile(src.name, cache_hit))
 
 
@@ -217,37 +163,12 @@ def _fits(kind, value) -> bool:
 
 @contextmanager
 def stub_driver(arch: int = 90) -> Iterator[StubDriver]:
-    """Make a new StubDriver Triton's active driver, and leave no trace of it in any kernel afterwards."""
+    """Make a new StubDriver Triton's active driver."""
     stub = StubDriver(arch)
-    run, init_handles = JITFunction.run, CompiledKernel._init_handles
-    previous_driver, previous_listener = drivers._active, knobs.compilation.listener
-    caches: dict[JITFunction, Any] = {}
-    loaded: list[CompiledKernel] = []
-
-    def counting_run(self, *args, grid, warmup, **kwargs):
-        # A cache filled under another driver holds another target's kernels: every stub starts with its own.
-        if self not in caches:
-            caches[self] = self.device_caches
-            self.device_caches = defaultdict(self.create_binder)
-        stub.binder_runs += 1
-        return run(self, *args, grid=grid, warmup=warmup, **kwargs)
-
-    def noting_init_handles(self):
-        if self.module is None:
-            loaded.append(self)
-        return init_handles(self)
-
-    JITFunction.run, CompiledKernel._init_handles = counting_run, noting_init_handles
-    knobs.compilation.listener = stub._note_compile
-    drivers.set_active(stub)
+    previous = knobs.compilation.listener
+    knobs.compilation.listener = stub.note_compile
     try:
-        yield stub
+        with activated(stub):
+            yield stub
     finally:
-        JITFunction.run, CompiledKernel._init_handles = run, init_handles
-        knobs.compilation.listener = previous_listener
-        drivers._active = previous_driver  # None where no driver was ever asked for
-        for jit, cache in caches.items():
-            jit.device_caches = cache
-        for kernel in loaded:
-            # Whoever still holds the kernel loads it anew, on the driver of that day.
-            kernel.module = kernel.function = kernel._run = None
+        knobs.compilation.listener = previous
