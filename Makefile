@@ -12,12 +12,12 @@ PYTEST := $(RUN) -m pytest -q -n auto --dist worksteal
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
 OLDEST := PYTHONPATH=$(CURDIR)/.triton36
 
-.PHONY: train test lint reference interpreter codegen stub oldest bench clean
+.PHONY: train test lint reference interpreter codegen stub emulated oldest bench clean
 
 train: .venv/ready
 	.venv/bin/tritonshare train --out $(OUT) $(ARGS)
 
-test: lint reference stub codegen interpreter oldest
+test: lint reference stub codegen emulated interpreter oldest
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
@@ -31,6 +31,10 @@ interpreter: .venv/ready
 codegen: .venv/ready
 	$(PYTEST) --lane codegen
 
+# of every op some calls, on two chips; without the -m all cases in all dtypes, for half an hour
+emulated: .venv/ready
+	$(PYTEST) --lane emulated -m 'not repetition'
+
 # a whole dry day takes minutes: `oldest` runs it, with the Triton that machines with a GPU tend to have, and codegen
 # beside it
 stub: .venv/ready
@@ -42,7 +46,7 @@ bench: .venv/ready
 	$(RUN) -m pytest bench --benchmark-columns=median,iqr,min,rounds $(ARGS)
 
 oldest: .venv/ready .triton36/ready
-	$(OLDEST) $(PYTEST) -m '(stub or codegen) and not once'
+	$(OLDEST) $(PYTEST) -m '(stub or codegen or emulated and not repetition) and not once'
 	$(OLDEST) TRITON_INTERPRET=1 $(PYTEST) --lane interpreter -m 'not once'
 
 # torch first and by itself, so that what follows takes the build it found (a CPU build where one is offered)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.ops import OPS
 from tritonshare import trial
 
 # What the kernels left can be judged only where they ran.
@@ -25,5 +26,10 @@ def finite(machine, found):
 
 
 def one_and_repetitions(parameters):
-    first, *rest = parameters
-    return [first, *(pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.repetition]) for p in rest)]
+    repeated = [pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.repetition]) for p in parameters[1:]]
+    return [*parameters[:1], *repeated]
+
+
+def by_op(parameters):
+    """Of each op's parameters, all but the first are repetitions."""
+    return [p for op in OPS for p in one_and_repetitions([p for p in parameters if p.values[0] is op])]

@@ -11,8 +11,8 @@ from torch._prims_common import suggest_memory_format
 
 from bench.launches import NUMBERS, case_tensors, numbers
 from tests.guard import poisoned_allocations
-from tests.on_gpu import finite, one_and_repetitions, passes, same_bits
-from tests.ops import OPS, call, case_of, cases, moved, of_batch, ops, per_sample, strided, to_channels_last, unaligned
+from tests.on_gpu import by_op, finite, passes, same_bits
+from tests.ops import call, case_of, cases, moved, of_batch, ops, per_sample, strided, to_channels_last, unaligned
 from tritonshare import gate
 from tritonshare.op import differentiable
 
@@ -21,11 +21,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.dry]
 GIB = 2**30
 
 # Parameters.
-
-
-def by_op(parameters):
-    """Of each op's parameters, all but the first are repetitions."""
-    return [p for op in OPS for p in one_and_repetitions([p for p in parameters if p.values[0] is op])]
 
 
 def with_numbers(parameters, names=tuple(NUMBERS)):

@@ -191,14 +191,22 @@ class Judge:
     """Truth and torch's own error of one call, to hold results against.
 
     truth_device: where fp64 is computed; the CPU unless the call is too large for it.
+    on_gpu: whether a GPU computes, which may take products of fp32 in TF32. None: as the tensors' device says.
     """
 
     def __init__(
-        self, op: Op, case: Case, tensors: Tensors, family: str = "random", truth_device: torch.device | str = "cpu"
+        self,
+        op: Op,
+        case: Case,
+        tensors: Tensors,
+        family: str = "random",
+        truth_device: torch.device | str = "cpu",
+        on_gpu: bool | None = None,
     ) -> None:
         options = op.canonical(tensors, *raw_options(op, case.options))
         x = tensors[0]
-        self.tf32 = x.device.type == "cuda" and x.dtype == torch.float32 and op.precision() == "tf32"
+        on_gpu = x.device.type == "cuda" if on_gpu is None else on_gpu
+        self.tf32 = on_gpu and x.dtype == torch.float32 and op.precision() == "tf32"
         if self.tf32:
             tensors = [in_tf32(t) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
 

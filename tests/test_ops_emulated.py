@@ -1,0 +1,104 @@
+"""Every op's kernels as Triton compiles them, executed: on an emulated GPU, which watches for faults and races. Nothing
+here is particular to an op: cases and laws come with its declaration."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from bench.launches import NUMBERS, numbers
+from tests.emulator import emulated_gpu
+from tests.guard import poisoned_allocations
+from tests.on_gpu import by_op, one_and_repetitions
+from tests.ops import assert_same_bits, cases, laws, pairs_of_law, results
+from tritonshare import functional, gate, launch, plan
+from tritonshare.optim import verify
+
+pytestmark = pytest.mark.emulated
+
+ARCHES = (90, 80)
+
+
+@pytest.fixture(autouse=True)
+def cpu_tensors_take_the_kernels(monkeypatch, fresh_problems):
+    def path_of(device, dtype):
+        return launch.Path(dtype in launch.KERNEL_DTYPES, "an emulated GPU")
+
+    monkeypatch.setattr(launch, "path_of", path_of)
+
+
+@contextmanager
+def on_gpu(arch, **options):
+    """Kernels planned and compiled for a chip, and emulated, with no race seen."""
+    with emulated_gpu(arch, races=True, **options) as gpu, plan.using(device=plan.DEVICES[f"sm_{arch}"]):
+        yield gpu
+    assert not gpu.races
+
+
+def on_chips(parameters, names=tuple(NUMBERS), arches=ARCHES):
+    """Parameters (op, case, numbers, arch)."""
+    return by_op(
+        [
+            pytest.param(*p.values, name, arch, id=f"{p.id}-{name}-sm_{arch}")
+            for arch in arches
+            for name in names
+            for p in parameters
+        ]
+    )
+
+
+def gated(op, case, name, family="random"):
+    """A call through the gate, on poisoned memory, with inputs left as they were."""
+    with numbers(name) as dtype:
+        tensors = gate.make_tensors(case, dtype, family=family)
+        judge = gate.Judge(op, case, tensors, family, on_gpu=True)
+        before = [None if t is None else t.clone() for t in judge.tensors]
+        with poisoned_allocations() as memory:
+            comparisons = judge(lambda *args: getattr(functional, op.name)(*args, **case.options))
+        memory.check()
+        assert [str(c) for c in comparisons if not c.passed] == []
+        assert_same_bits((t, b) for t, b in zip(judge.tensors, before, strict=True) if t is not None)
+
+
+@pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny", "edge")))
+def test_gate(op, case, name, arch):
+    with on_gpu(arch):
+        gated(op, case, name)
+
+
+@pytest.mark.parametrize("family", gate.FAMILIES[1:])
+@pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny"), ("bf16",), (90,)))
+def test_gate_by_family_of_data(op, case, name, arch, family):
+    with on_gpu(arch):
+        gated(op, case, name, family)
+
+
+@pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny"), ("tf32", "bf16"), (90,)))
+def test_copies_that_come_at_once_change_nothing(op, case, name, arch):
+    with on_gpu(arch, eager=True):
+        gated(op, case, name)
+
+
+@pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny"), ("bf16",)))
+def test_the_order_of_programs_does_not_matter(op, case, name, arch):
+    with numbers(name) as dtype:
+        tensors, found = gate.make_tensors(case, dtype), []
+        for backwards in (False, True):
+            with on_gpu(arch, backwards=backwards):
+                found.append(results(op, tensors, family="random", **case.options))
+    assert_same_bits(zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("op", "case", "law"), by_op(laws()))
+def test_law(op, case, law):
+    with on_gpu(90):
+        assert_same_bits(pairs_of_law(op, case, law))
+
+
+@pytest.mark.parametrize("arch", ARCHES, ids="sm_{}".format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", one_and_repetitions([pytest.param(rule, id=rule) for rule in verify.RULES]))
+def test_steps(rule, dtype, arch):
+    with on_gpu(arch):
+        comparisons = verify.check(rule, dtype, "cpu")
+    assert [str(c) for c in comparisons if not c.passed] == []
