@@ -162,7 +162,7 @@ def move_between_groups(network, optimizer):
 
 
 def drop(network, optimizer):
-    optimizer.param_groups[0]["params"].pop(0)
+    optimizer.param_groups[0]["params"].pop(0).requires_grad_(False)
 
 
 def replace(network, optimizer):
@@ -238,6 +238,28 @@ def test_changes_while_attached(name, options, zero_first, change):
         results.append([*(p.detach().clone() for p in [*weights, *owned]), *states])
         if attached:
             attachment.detach()
+    assert_same_bits(zip(*results, strict=True))
+
+
+def test_a_parameter_that_no_group_has_is_refused():
+    """One that was frozen when the optimizer was made; once it is in a group, the iteration ends as any other."""
+    results = []
+    for attached in (False, True):
+        network = model()
+        bias = network[0].bias.requires_grad_(False)
+        optimizer = optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+        if attached:
+            attach(network, optimizer)
+        bias.requires_grad_(True)
+        for i in range(2):
+            network(torch.ones(3, 4)).square().mean().backward()
+            if i == 0:
+                if attached:
+                    refused(optimizer.step, "1 parameters of the attached model")
+                optimizer.add_param_group({"params": [bias]})
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append([p.detach() for p in network.parameters()])
     assert_same_bits(zip(*results, strict=True))
 
 

@@ -22,8 +22,9 @@ def attach(model: torch.nn.Module, optimizer: OneLaunch) -> Attachment:
     needs all gradients at once cannot work so and is refused: gradient accumulation, clipping by the global norm,
     GradScaler, DistributedDataParallel.
 
-    What comes to require a gradient, or to the optimizer's groups, later on is stepped as well: in `optimizer.step()`
-    the first time, in the backward from then on. After a backward that was interrupted, `optimizer.zero_grad()` begins
+    What of the optimizer's groups comes to require a gradient, or comes to them, later on is stepped as well: in
+    `optimizer.step()` the first time, in the backward from then on. What of the model does so, and is not the
+    optimizer's, is refused in `optimizer.step()`. After a backward that was interrupted, `optimizer.zero_grad()` begins
     the iteration anew. Attaching keeps neither the model nor the optimizer alive.
 
     Args:
@@ -36,7 +37,7 @@ def attach(model: torch.nn.Module, optimizer: OneLaunch) -> Attachment:
     Raises:
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence.
             In a backward pass, the second one before `optimizer.step()` or `optimizer.zero_grad()`, and in
-            `optimizer.step()`, a gradient that a stepped parameter has been given since; nothing has been written then.
+            `optimizer.step()`, a gradient that a stepped parameter has been given since: that parameter is not written.
     """
     if not isinstance(optimizer, OneLaunch):
         raise ArgumentTypeError(f"attach: optimizer must be of tritonshare.optim, but is {type(optimizer).__name__}")
@@ -57,14 +58,14 @@ def attach(model: torch.nn.Module, optimizer: OneLaunch) -> Attachment:
         raise ArgumentError("attach: there are gradients of an earlier backward, and they cannot be accumulated here")
     if any(hook.alive for p in model.parameters() for hook in hooks_of(p)):
         raise ArgumentError("attach: another optimizer of the model's parameters is attached")
-    return Attachment(optimizer)
+    return Attachment(model, optimizer)
 
 
 class Attachment:
     """What `attach` returns. The optimizer owns it; it ends with the optimizer, and does not keep it alive."""
 
-    def __init__(self, optimizer: OneLaunch) -> None:
-        self._optimizer = ref(optimizer, lambda _: self._end())
+    def __init__(self, model: torch.nn.Module, optimizer: OneLaunch) -> None:
+        self._model, self._optimizer = ref(model), ref(optimizer, lambda _: self._end())
         self._places: dict[torch.Tensor, tuple[int, int]] = {}  # group, and index among all parameters
         self._hooks: dict[torch.Tensor, RemovableHandle] = {}
         self._steppers: dict[torch.Tensor, Stepper] = {}
@@ -111,6 +112,13 @@ class Attachment:
         if any(getattr(self._optimizer(), name, None) is not None for name in ("grad_scale", "found_inf")):
             raise ArgumentError("step: GradScaler looks at all gradients, and an attached optimizer keeps none")
         self._look()
+        model = self._model()
+        others = [p for p in model.parameters() if p.requires_grad and p not in self._places] if model is not None else []
+        if others:
+            raise ArgumentError(
+                f"step: {len(others)} parameters of the attached model require gradients and are not the optimizer's: "
+                "add them to a group, or freeze them"
+            )
         for parameter in self._places:
             if parameter.grad is not None:  # it had no hook yet
                 self._step(parameter)
