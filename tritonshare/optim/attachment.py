@@ -113,7 +113,8 @@ class Attachment:
             raise ArgumentError("step: GradScaler looks at all gradients, and an attached optimizer keeps none")
         self._look()
         model = self._model()
-        others = [p for p in model.parameters() if p.requires_grad and p not in self._places] if model is not None else []
+        parameters = () if model is None else model.parameters()
+        others = [p for p in parameters if p.requires_grad and p not in self._places]
         if others:
             raise ArgumentError(
                 f"step: {len(others)} parameters of the attached model require gradients and are not the optimizer's: "
