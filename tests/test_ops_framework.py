@@ -5,6 +5,7 @@ import copy
 import io
 import itertools
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ from tests.ops import (
     with_weights,
 )
 from tritonshare import functional, gate, plan
-from tritonshare.op import FUNCTIONS, differentiable, first_of
+from tritonshare.check import ArgumentError, ArgumentTypeError
+from tritonshare.op import FUNCTIONS, Whole, differentiable, first_of
 from tritonshare.ops.similarity_weight.reference import DISTANCES
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
@@ -693,3 +695,45 @@ def test_modules_copy_and_pickle_free_state(tmp_path):
     twin.load_state_dict(plain.state_dict())
     expected = torch.nn.functional.max_pool2d(torch.nn.functional.gelu(plain(x)), 3, 2, 1)
     torch.testing.assert_close(twin(x), expected)
+
+
+def emptied(case):
+    """The case with an axis of a tensor empty, and with all axes of its size."""
+    found = {}
+    for number, shape in enumerate(case.shapes):
+        for axis, size in enumerate(shape or ()):
+            for every in (True, False):
+
+                def shape_of(shape, at, axis=axis, size=size, every=every, number=number):
+                    of = enumerate(shape)
+                    return tuple(0 if (every and n == size) or (at, i) == (number, axis) else n for i, n in of)
+
+                tensors = tuple(
+                    Whole(shape_of(t.shape, at), t.below, t.dtype) if isinstance(t, Whole) else t and shape_of(t, at)
+                    for at, t in enumerate(case.tensors)
+                )
+                found[tensors] = replace(case, tensors=tensors)
+    return found.values()
+
+
+def outcome(op, case):
+    """The output and its gradients, or the refusal."""
+    tensors = gate.make_tensors(case, torch.float32)
+    try:
+        return results(op, tensors, **case.options)
+    except (ArgumentError, ArgumentTypeError) as refusal:
+        return str(refusal)
+
+
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_empty_axes_are_alike_on_both_paths(op, case):
+    """The same output and gradients or the same refusal, and never an error of torch's."""
+    for empty in emptied(case):
+        ours = outcome(op, empty)
+        with plan.using(path="reference"):
+            expected = outcome(op, empty)
+        assert type(ours) is type(expected), empty
+        if isinstance(ours, str):
+            assert ours == expected
+        else:
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)

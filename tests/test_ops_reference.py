@@ -280,8 +280,10 @@ def test_leading_axes_broadcast_as_in_matmul():
     found = functional.nearest(x, y, k=2)
     torch.testing.assert_close(found.values, torch.cdist(x, y).topk(2, largest=False).values)
     assert found.indices.shape == (3, 2, 5, 2)
-    with pytest.raises(ArgumentError, match="y has the leading axes"):
-        functional.similarity_weight(torch.randn(3, 5, 7), torch.randn(2, 6, 7))
+    for leading in (2, 4):  # also where a call of two pairs went well before
+        functional.similarity_weight(torch.randn(2, 5, 7), torch.randn(2, 6, 7))
+        with pytest.raises(ArgumentError, match="y has the leading axes"):
+            functional.similarity_weight(torch.randn(leading + 1, 5, 7), torch.randn(2, 6, 7))
 
 
 # The registered operators' layouts, which torch.compile plans with.

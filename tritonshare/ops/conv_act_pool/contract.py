@@ -58,6 +58,8 @@ def _same_needs_unit_stride(a):
 
 def _filter_fits(a):
     for i, (name, axis) in enumerate(zip("HW", _axes(a), strict=True)):
+        if axis.size < 1:
+            return f"axis {2 + i} ({name}) is empty"
         if axis.conv < 1:
             span = axis.dilation * (axis.taps - 1) + 1
             return f"axis {2 + i} ({name}) is {axis.size}, with its padding less than the filter's span of {span}"
@@ -120,7 +122,8 @@ BLOCK = (
     check.flag("ceil_mode"),
     check.flag("count_include_pad"),
     check.relation("padding", _same_needs_unit_stride, lambda a: {"padding": "same", "stride": 2}),
-    check.relation("input", _filter_fits, lambda a: {**_ones(a, "input", {2: 1}), "padding": 0}),
+    check.relation("input", _filter_fits, lambda a: {**_ones(a, "input", {2: 1}), "padding": 0},
+                   lambda a: {**_ones(a, "input", {3: 0}), "padding": 8}),
     check.relation("pool_padding", _pool_pad, lambda a: {"pool_padding": 2, "pool_size": 3}),
     check.relation("pool_size", _window_fits, lambda a: {"pool_size": MAX_WINDOW, "padding": 0}),
     check.relation("input", _offsets, lambda a: {n: t.to("meta") for n, t in a.items() if isinstance(t, torch.Tensor)}
