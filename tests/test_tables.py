@@ -7,6 +7,7 @@ import random
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +161,14 @@ def test_keepers_of_one_file_keep_each_others_rows(tmp_path, private):
     second.add(good().verdicts.values())
     assert first.table != second.table == tables.read(path, ARCH) == good()
     assert os.listdir(tmp_path) == [path.name]
+
+
+@reference
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path / "file" / "table.json", "/proc/none/table.json", "/dev/null/table.json"):
+        with pytest.raises(OSError):  # noqa: PT011
+            tables.Keeper(Path(path), ARCH, private=True)
 
 
 @reference

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -243,10 +244,17 @@ class Keeper:
 
     def __init__(self, path: Path, arch: str, *, private: bool = False, dry: bool = False) -> None:
         self.path, self.arch, self.private, self.dry = path, arch, private, dry
-        found = self._found()
+        with self._alone():  # also shows, before anything is measured, that the file can be written
+            self.table = self._found() or Table(arch)
         if dry and path.exists():
             raise TableError(f"{path} is there already, and a dry run writes a new file only")
-        self.table = found or Table(arch)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the block no other process reads and replaces the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with files.held(files.lock_of(self.path), str(self.path), wait=True):
+            yield
 
     def _found(self) -> Table | None:
         """What the file holds now, if it is there and can be read."""
@@ -260,8 +268,7 @@ class Keeper:
             raise TableError(f"{self.path} {error}") from error
 
     def add(self, rows: Iterable[Row]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with files.held(files.lock_of(self.path), str(self.path), wait=True):
+        with self._alone():
             others = None if self.dry else self._found()
             self.table = (others or self.table).with_rows(rows)
             write(self.path, self.table, dry=self.dry, follow=not self.private)
