@@ -23,6 +23,7 @@ from bench.dry import dry_machine
 from bench.launches import NUMBERS, case_tensors, needs, numbers
 from bench.selection import SelectionError, cases, chosen
 from tritonshare import gate, plan, tables
+from tritonshare.cli import told
 from tritonshare.machine import Machine
 from tritonshare.op import Case, Op
 from tritonshare.plan import Plan
@@ -127,6 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, SelectionError, tables.TableError, TuneError) as error:
         print(f"bench.tune: {error}", file=sys.stderr)
         return 1 if isinstance(error, TuneError) else 2
+    except OSError as error:
+        print(f"bench.tune: {told(error)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

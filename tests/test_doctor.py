@@ -1,12 +1,13 @@
 """`tritonshare doctor`: its report, its table and its exit statuses."""
 
 import re
+import sys
 
 import pytest
 import torch
 
 from tests.ops import OPS
-from tritonshare import doctor, gate
+from tritonshare import doctor, gate, launch
 from tritonshare.cli import main
 from tritonshare.optim import verify
 
@@ -47,6 +48,19 @@ def test_a_failed_check_shows_and_fails(monkeypatch, capsys, result):
     printed = capsys.readouterr().out
     assert "pass" not in printed
     assert "outside the bound" in printed or "RuntimeError: no compiler" in printed
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_another_process_checks_is_told_here(monkeypatch, tmp_path, capsys, code):
+    """Without a GPU the kernels are checked by a process of their own, in Triton's interpreter."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "interpreted: $TRITON_INTERPRET"\nexit {code}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(launch, "triton_state", lambda: (True, False, ""))
+    assert doctor.self_check(torch.device("cpu")) == code
+    assert capsys.readouterr().out == "interpreted: 1\n"
 
 
 @pytest.mark.interpreter
