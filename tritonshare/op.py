@@ -339,7 +339,8 @@ class Op:
 
         def resized(t: Any) -> Any:
             if isinstance(t, Whole):
-                return replace(t, shape=(batch, *t.shape[1:]))
+                counts = t.counts if batch == t.shape[0] else None  # which are of as many rows
+                return replace(t, shape=(batch, *t.shape[1:]), counts=counts)
             return None if t is None else (batch, *t[1:])
 
         every = "batched" in case.tags
