@@ -2,6 +2,7 @@
 Runs in two lanes: on the plain-torch path and on the kernels."""
 
 import copy
+import functools
 import io
 import itertools
 import warnings
@@ -9,11 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops import (
@@ -349,12 +354,7 @@ def test_related_arguments_have_each_its_own_gradient(op, of, registered):
         assert not any(g.requires_grad for g in batched)
         return [*first_order, *second_order, *batched, *torch.autograd.grad(output, wanted, many[0])]
 
-    def ours(given):
-        if not registered:
-            return call(op, given, **case.options)
-        options = op.canonical(given, *gate.raw_options(op, case.options))
-        return first_of(getattr(torch.ops.tritonshare, op.name)(*given, *options))
-
+    ours = both_ways(op, case)[registered]
     with plan.using(path="reference"):
         expected = gradients(torch.float64, lambda given: call(op, given, **case.options))
     for a, b in zip(gradients(torch.float32, ours), expected, strict=True):
@@ -536,6 +536,78 @@ def test_tensors_of_other_classes(op, wrapper):
     for found, truth in zip([output, *(t.grad for t in wanting(given))], expected, strict=True):
         values = found.inner if isinstance(found, Wrapper) else found
         torch.testing.assert_close(values.detach().as_subclass(torch.Tensor), truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def mesh():
+    """Of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("op", ops())
+def test_distributed_tensors(op, mesh):
+    case = case_of(op, "tiny")  # torch distributes no gradient of a mean over windows
+    tensors = gate.make_tensors(case, torch.float32)
+    expected = results(op, tensors, family="random", **case.options)
+    given = [t if t is None else distribute_tensor(t, mesh, [Replicate()]) for t in tensors]
+    given = [t if t is None else t.requires_grad_(d) for t, d in zip(given, differentiable(tensors), strict=True)]
+    output = call(op, given, **case.options)
+    output.backward(distribute_tensor(gate.make_gradient(expected[0]), mesh, [Replicate()]))
+    for found, truth in zip([output, *(t.grad for t in wanting(given))], expected, strict=True):
+        torch.testing.assert_close(found.full_tensor().detach(), truth, rtol=1e-4, atol=1e-4)
+
+
+def test_distributed_tensors_compile(mesh):
+    x, y = torch.randn(5, 4), torch.randn(3, 4)
+    given = [distribute_tensor(t, mesh, [Replicate()]) for t in (x, y)]
+    torch._dynamo.reset()
+    found = torch.compile(functional.similarity_weight, backend="aot_eager", fullgraph=True)(*given)
+    torch.testing.assert_close(found.full_tensor(), functional.similarity_weight(x, y))
+
+
+def both_ways(op, case):
+    """The function and the registered operator, of a list of tensors."""
+
+    def operator(given):
+        options = op.canonical(given, *gate.raw_options(op, case.options))
+        return first_of(getattr(torch.ops.tritonshare, op.name)(*given, *options))
+
+    return lambda given: call(op, given, **case.options), operator
+
+
+@pytest.mark.parametrize("op", ops())
+def test_vmap_of_a_backward_alone(op):
+    case = case_of(op, "tiny")
+    for function in both_ways(op, case):
+        tensors = leaves(case)
+        wanted = wanting(tensors)
+        output = function(tensors)
+        grads = torch.stack([gate.make_gradient(output, seed=seed) for seed in (1, 2)])
+        backward = functools.partial(torch.autograd.grad, output, wanted, retain_graph=True)
+        expected = zip(*(backward(g) for g in grads), strict=True)
+        for a, b in zip(torch.vmap(backward)(grads), expected, strict=True):
+            torch.testing.assert_close(a, torch.stack(b), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_selective_checkpoints(op):
+    case = case_of(op, "tiny")
+
+    def policy(_, operator, *args, **kwargs):
+        own = operator.namespace == "tritonshare"
+        return CheckpointPolicy.MUST_SAVE if own else CheckpointPolicy.PREFER_RECOMPUTE
+
+    expected = results(op, gate.make_tensors(case, torch.float32), grad=1.0, **case.options)[1:]
+    for function in both_ways(op, case):
+        tensors = leaves(case)
+        output = checkpoint(
+            lambda *given, function=function: function(given), *tensors, use_reentrant=False,
+            context_fn=lambda: create_selective_checkpoint_contexts(policy),
+        )  # fmt: skip
+        for a, b in zip(torch.autograd.grad(output.sum(), wanting(tensors)), expected, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("op", ops())

@@ -63,6 +63,11 @@ def _autograd_keys():
     return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
 
 
+def _own(t: torch.Tensor) -> torch.Tensor:
+    """The same tensor to a derivative of its own; within a registered operator's kernel none has one yet."""
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+
+
 def gradients_by_reference(
     reference, grad, tensors, options, needs, create_graph: bool = False
 ) -> list[torch.Tensor | None]:
@@ -72,10 +77,7 @@ def gradients_by_reference(
     several arguments, or one argument be computed from another, and each gradient is to be of its argument alone.
     """
     with torch.enable_grad(), without_autocast(tensors[0]), _autograd_keys():
-        if create_graph:
-            own = [t.view_as(t) if n else t for t, n in zip(tensors, needs, strict=True)]
-        else:
-            own = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
+        own = [_own(t) if n else t for t, n in zip(tensors, needs, strict=True)]
         out = first_of(reference(*own, *options))
         wanted = [t for t, n in zip(own, needs, strict=True) if n]
         grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
@@ -224,7 +226,8 @@ def register(op: Op) -> None:
         ctx.save_for_backward(*inputs[:tensors], *kept)
 
     def formula(ctx, grad, *_):
-        inputs, outs = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
+        saved = ctx.saved_tensors  # once: a checkpoint may unpack them a single time
+        inputs, outs = saved[:tensors], saved[tensors:]
         needs = list(ctx.needs_input_grad[:tensors])
         if by_reference(grad):
             grads = gradients_by_reference(op.reference, grad, inputs, ctx.rest, needs, torch.is_grad_enabled())

@@ -6,12 +6,15 @@ watches or transforms the call. Where it says no, `way` says how the call goes, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad, profiler
 
 # Names of this module are found sooner than torch._C's.
@@ -19,6 +22,7 @@ _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+TRACED = (FakeTensor, FunctionalTensor)  # stand for a plain tensor while torch traces: registered operators know them
 
 
 class Way(Enum):
@@ -56,7 +60,7 @@ def way(tensors: Sequence[Any]) -> tuple[Way, str]:
         return Way.REFERENCE, "in forward mode"
     wrapped = [t for t in given if torch._C._dispatch_keys(t).has(torch._C.DispatchKey.Python)]
     for t in wrapped:
-        if not isinstance(t, _traced()):
+        if not isinstance(t, TRACED):
             return Way.REFERENCE, f"{type(t).__name__} is a tensor that wraps others"
     if _tracing() is not None:
         return Way.REGISTERED, "torch.jit.trace"
@@ -72,12 +76,14 @@ def dual(tensors: Sequence[Any]) -> bool:
     return any(isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def _traced() -> tuple[type, ...]:
-    """The wrappers that stand for a plain tensor while torch traces: registered operators know them."""
-    from torch._subclasses.fake_tensor import FakeTensor
-    from torch._subclasses.functional_tensor import FunctionalTensor
+def replicated(tensors: Sequence[Any]) -> Any:
+    """A context in which a reference's own constants stand beside distributed tensors, where there are any."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None or not any(isinstance(t, distributed.DTensor) for t in tensors):
+        return nullcontext()
+    from torch.distributed.tensor.experimental import implicit_replication
 
-    return FakeTensor, FunctionalTensor
+    return implicit_replication()
 
 
 def resolved(tensors: Sequence[Any]) -> list[Any]:

@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 import torch
 from torch.compiler import is_compiling
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import binding, dispatch, launch, plan
 from .binding import first_of as first_of
@@ -283,7 +282,7 @@ class Op:
             self._note(tensors, raw, path, None)
         if path.kernels:
             return self._registered(tensors, options)
-        with dispatch.profiled(f"tritonshare::{self.name}"):
+        with dispatch.profiled(f"tritonshare::{self.name}"), dispatch.replicated(tensors):
             return self.plain(tensors, options)
 
     def _compiled(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
@@ -293,7 +292,8 @@ class Op:
         tensors = self.cast(tensors, raw)
         options = self.canonical(tensors, *raw)
         x = tensors[0]
-        wraps = any(map(is_traceable_wrapper_subclass, tensors))
+        known = dispatch.PLAIN + dispatch.TRACED
+        wraps = any(t is not None and type(t) not in known for t in tensors)  # what a compiler can tell of a type
         if wraps or not launch.traced_path_of(x.device.type, x.dtype, kept):
             return self.plain(tensors, options)
         return self._registered(tensors, options)

@@ -56,7 +56,8 @@ def _unpacked(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     padded = torch.nn.functional.pad(codes, (0, units * size - codes.shape[-1])).view(*rows, units, size)
     word = padded[..., 0].to(_word_of(size))
     for byte in range(1, size):
-        word = word | (padded[..., byte].to(word.dtype) << (8 * byte))
+        # by its name: of distributed tensors torch 2.13 computes `<<` wrong
+        word = word | torch.bitwise_left_shift(padded[..., byte].to(word.dtype), 8 * byte)
     shifts = torch.arange(0, many * bits, bits, dtype=word.dtype, device=codes.device)
     # by its name: ONNX has no translation of `>>` by a tensor
     indices = torch.bitwise_right_shift(word.unsqueeze(-1), shifts) & (1 << bits) - 1
