@@ -105,11 +105,12 @@ class _Run:
         self.problems: dict[str, None] = {}  # each once, in order
 
     def block(self, ops: list[_Op]) -> list[int | _Buffer | None]:
-        """Run lines; what the last one hands on."""
+        """Run lines; what they yield."""
         for op in ops:
             found = self.found(op, [self.values.get(name) for name in op.operands])
             self.values.update(zip(op.results, found or [None] * len(op.results), strict=False))
-        return [self.values.get(name) for name in ops[-1].operands] if ops else []
+        yielded = ops[-1].operands if ops and ops[-1].name == "scf.yield" else []
+        return [self.values.get(name) for name in yielded]
 
     def found(self, op: _Op, given: list[int | _Buffer | None]) -> list[int | _Buffer | None] | None:
         """What a line gives, where that is known."""
