@@ -40,7 +40,7 @@ import triton
 import triton.language as tl
 
 from .reduce import sum_splits
-from .tile import channels, dot
+from .tile import channels, dot, settled
 
 
 @triton.jit
@@ -182,6 +182,8 @@ def forward(
             else:
                 x = tl.load(x_ptr + line[None, :] + c[:, None], mask=(c < shared.count)[:, None], other=0.0)
             acc = dot(deal(w, pack), x, acc, DOT_TYPE, PRECISION)
+            if pack == 1:  # else w does not stay in registers
+                acc = settled(acc)
         y += acc
 
     if apart > 1:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import dot, settled
+from .tile import as_multiplied, dot, settled
 
 GROUP = tl.constexpr(8)  # rows of tiles that are computed together, so that they find each other's operands in L2
 TINY = tl.constexpr(2.0**-126)
@@ -342,12 +342,6 @@ def forward(
 
 
 @triton.jit
-def cut_to_tf32(a):
-    """As the matrix unit reads it, so that a sum of such numbers is that of its products."""
-    return (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def near_gradients(a, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, first, p, K: tl.constexpr, BLOCK_C: tl.constexpr):
     """p [rows, BLOCK_C] less sum over j of a_ij (x_i - y_j), column by column."""
     offs_c = first + tl.arange(0, BLOCK_C)
@@ -436,9 +430,8 @@ def backward(
                     tl.where(near, a, 0.0), x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, first, p, K, BLOCK_C
                 )
             a = tl.where(near, 0.0, a)
-            if PRECISION == "tf32":
-                a = cut_to_tf32(a)
-            weight += tl.sum(a.to(DOT_TYPE).to(tl.float32), axis=1)
+            a = as_multiplied(a, DOT_TYPE, PRECISION)
+            weight += tl.sum(a, axis=1)
         y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_C)
         p = dot(a, y, p, DOT_TYPE, PRECISION)
         if FACTOR_Y is not None:

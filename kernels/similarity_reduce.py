@@ -21,9 +21,10 @@ Traffic  similarity.row_squares before forward, and again before backward. x onc
          u for a backward, written. No M N in any pass. With several splits 8 (D + 2) bytes more for each and row of x,
          and as much for columns of gradients
 Work     2 B M N (K + D) forward; backward: w again in each pass, once per block of columns: 2 B M N (2 K + D) for each
-         of dx and dy, 2 B M N (K + D) for dv and for the sums of delta
+         of dx and dy (of a softmax's dx, but in full fp32, 2 B M N K more), 2 B M N (K + D) for dv and for the sums of
+         delta
 Rounding as in similarity, and an error of c w is one of an exponent; p is rounded to the values' type where it is
-         multiplied with them; fp32 sums
+         multiplied with them; a softmax's slopes are multiplied with y in two parts, rounded and the rest; fp32 sums
 Order    rows of y (of x in dy and dv) in blocks, in turn, then splits in turn. How y is split does not depend on how
          many rows x has, so neither do o and dx. No atomics
 """
@@ -35,7 +36,6 @@ from .nearest import largest_first, largest_number
 from .nearest import pairs as pairs_but_near
 from .similarity import (
     any_of,
-    cut_to_tf32,
     finished,
     is_near,
     load_rows,
@@ -47,7 +47,7 @@ from .similarity import (
     square_distances,
     store_rows,
 )
-from .tile import dot
+from .tile import as_multiplied, dot, loses_digits
 
 
 @triton.jit
@@ -385,6 +385,9 @@ def backward(
     s = load_squares(s_ptr, x_rows, x_ok)
     p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)  # of x in a distance's gradient
+    # a row's slopes of a softmax cancel, and so do their products with rows of y that are alike: what rounding takes
+    # off the slopes is multiplied, too
+    in_two: tl.constexpr = high_ptr is not None and not SWAPPED and loses_digits(GRADIENT_TYPE, GRADIENT_PRECISION)
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
@@ -406,13 +409,16 @@ def backward(
                     tl.where(near, a, 0.0), x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, first, p, K, BLOCK_C
                 )
             a = tl.where(near, 0.0, a)
-            if GRADIENT_PRECISION == "tf32":
-                a = cut_to_tf32(a)
-            weight += tl.sum(a.to(GRADIENT_TYPE).to(tl.float32), axis=1)
+            if not in_two:
+                a = as_multiplied(a, GRADIENT_TYPE, GRADIENT_PRECISION)
+            weight += tl.sum(a, axis=1)
         elif FACTOR_Y is not None:
             a = a * FACTOR_Y(t, eps)[None, :]
         y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_C)
         p = dot(a, y, p, GRADIENT_TYPE, GRADIENT_PRECISION)
+        if in_two:
+            rest = a - as_multiplied(a, GRADIENT_TYPE, GRADIENT_PRECISION)
+            p = dot(rest, y, p, GRADIENT_TYPE, GRADIENT_PRECISION)
 
     own = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
     if distance:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def pixels(block, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
@@ -53,10 +55,47 @@ def split_reduction(first, INNER: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def cut_to_tf32(a):
+    """As the matrix unit reads it, so that a sum of such numbers is that of its products."""
+    return (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def round_to_bf16(a):
+    """The nearest numbers that bf16 has, as fp32; half of two goes to the even one."""
+    bits = tl.where(a == a, a, 0.0).to(tl.int32, bitcast=True)
+    bits = (bits + (0x7FFF + ((bits >> 16) & 1))) & -65536
+    return tl.where(a == a, bits.to(tl.float32, bitcast=True), a)
+
+
+@triton.constexpr_function
+def loses_digits(dot_type, precision):
+    """Whether a product takes less of an fp32 operand than there is."""
+    return dot_type != tl.float32 or precision in ("tf32", "bf16")
+
+
+@triton.jit
+def as_multiplied(a, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """What a product takes of a, in fp32."""
+    a = a.to(DOT_TYPE).to(tl.float32)
+    if PRECISION == "tf32":
+        a = cut_to_tf32(a)
+    elif PRECISION == "bf16":
+        a = round_to_bf16(a)
+    return a
+
+
+@triton.jit
 def dot(a, b, acc, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + a @ b in fp32. DOT_TYPE is the operands' type: their own on a device, fp32 for bf16 in the interpreter,
-    which cannot compute with bf16. PRECISION says how fp32 operands are multiplied: "tf32" or "ieee"."""
-    return tl.dot(a.to(DOT_TYPE), b.to(DOT_TYPE), acc, input_precision=PRECISION, out_dtype=tl.float32)
+    """acc + a @ b in fp32. DOT_TYPE is the operands' type, PRECISION says how fp32 operands are multiplied: "tf32",
+    "tf32x3" or "ieee". The interpreter multiplies in fp32, whatever it is told, and has no bf16: there operands lose
+    here what a device does not read of them, and those of bf16 are fp32 and "bf16"."""
+    a = a.to(DOT_TYPE)
+    b = b.to(DOT_TYPE)
+    if INTERPRETED and a.dtype == tl.float32:
+        a = as_multiplied(a, DOT_TYPE, PRECISION)
+        b = as_multiplied(b, DOT_TYPE, PRECISION)
+    return tl.dot(a, b, acc, input_precision="ieee" if PRECISION == "bf16" else PRECISION, out_dtype=tl.float32)
 
 
 @triton.jit

@@ -38,6 +38,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "once: of command lines and files, or what other tests show of a Triton, too")
     config.addinivalue_line("markers", "long: begins first, so that no process waits for it alone")
     lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted:  # a test that wants products of fp32 cut to TF32 says so; of convolutions torch's default does
+        torch.backends.cudnn.allow_tf32 = False
     if lane and (lane == "interpreter") != interpreted:
         raise pytest.UsageError(f"--lane {lane} needs a process with{'out' * interpreted} TRITON_INTERPRET=1")
     if lane == "gpu" and not torch.cuda.is_available():

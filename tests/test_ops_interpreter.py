@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import strategies
 
+from bench.launches import numbers
 from tests.guard import poisoned_allocations
 from tests.ops import (
     DTYPES,
@@ -38,7 +39,7 @@ SMALL_BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_C": 16, "BLO
 # tie and sit on kinks).
 DATA = {
     "tiny": [(torch.float32, family) for family in gate.FAMILIES]
-    + [(torch.float16, "random"), (torch.bfloat16, "random")],
+    + [(torch.float16, "random"), (torch.bfloat16, "random"), (torch.bfloat16, "near")],
     "edge": [(torch.float32, "nonfinite"), (torch.bfloat16, "random")],
     "kinks": [(torch.float32, "integers")],
     "infinities": [(torch.float32, "nonfinite")],
@@ -68,20 +69,27 @@ def test_gate(op, case, dtype, family):
     passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
 
 
-# Similarities that fp16 cannot hold, or of which it drops the digits that a gradient needs; but a softmax's where its
-# gradient is what is left of factors that cancel, which are rounded before they are multiplied.
+# Similarities that fp16 cannot hold, or of which it drops the digits that a gradient needs.
 ROUNDED = [
     pytest.param(*p.values, family, id=f"{p.id}-{family}")
     for p in kinds()
     for family in ("near", "tiny", "far", "apart")
     if "kind" in p.values[1].options
-    and not (family in ("near", "apart") and p.values[1].options.get("reduce") == "softmax_matmul")
 ]
 
 
 @pytest.mark.parametrize(("op", "case", "family"), ROUNDED)
 def test_gradients_do_not_read_what_fp16_has_rounded(op, case, family):
     passes_the_gate(op, case, gate.make_tensors(case, torch.float16, family=family), family)
+
+
+@pytest.mark.parametrize("family", ["random", "near"])
+@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+def test_gate_in_tf32(op, case, family):
+    """Operands lose the digits that a matrix unit does not read."""
+    with numbers("tf32") as dtype:
+        if op.precision() == "tf32":
+            passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))

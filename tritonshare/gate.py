@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import functional
+from . import functional, launch
 from .op import Case, Op, Whole, differentiable, first_of
 
 FAMILIES = ("random", "integers", "ties", "near", "tiny", "far", "apart", "nonfinite", "extreme")
@@ -205,7 +205,8 @@ class Judge:
     ) -> None:
         options = op.canonical(tensors, *raw_options(op, case.options))
         x = tensors[0]
-        on_gpu = x.device.type == "cuda" if on_gpu is None else on_gpu
+        if on_gpu is None:
+            on_gpu = x.device.type == "cuda" or launch.path(x).kernels  # torch has no TF32 on a CPU, the interpreter has
         self.tf32 = on_gpu and x.dtype == torch.float32 and op.precision() == "tf32"
         if self.tf32:
             tensors = [in_tf32(t) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]

@@ -37,14 +37,15 @@ def triton_state() -> tuple[bool, bool, str]:
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def dot_type(dtype: torch.dtype) -> Any:
-    """Triton's type of a product's operands: their own, but fp32 for bf16 in the interpreter, which cannot compute with
-    bf16."""
+def operands(dtype: torch.dtype, precision: str) -> dict[str, Any]:
+    """How a kernel multiplies operands of a dtype, as arguments of kernels.tile.dot; precision: of fp32. The
+    interpreter, which cannot compute with bf16, has them in fp32 and rounds them."""
     import triton.language as tl
 
     if triton_state()[1] and dtype == torch.bfloat16:
-        return tl.float32
-    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
+        return {"DOT_TYPE": tl.float32, "PRECISION": "bf16"}
+    types = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+    return {"DOT_TYPE": types[dtype], "PRECISION": precision}
 
 
 def path(tensor: torch.Tensor) -> Path:

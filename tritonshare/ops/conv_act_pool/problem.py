@@ -79,7 +79,7 @@ class ConvProblem(plan.Planned):
 
     def _launcher(self, name: str, **constants: Any) -> launch.Launcher:
         constants = {"geo": self.geo, "DERIVATIVE": self.activation.derivative, **constants}
-        constants |= {"DOT_TYPE": launch.dot_type(self.dtype), "PRECISION": self.precision}
+        constants |= launch.operands(self.dtype, self.precision)
         plan = self.plans[name]
         return launch.Launcher(getattr(self._code, plan.variant or name), constants, plan, self.device)
 

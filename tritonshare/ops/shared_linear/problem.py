@@ -145,7 +145,7 @@ class LinearProblem(plan.Planned):
         return launch.Launcher(getattr(self._code, name), constants, self.plans[name], self.device)
 
     def _multiplying(self, name: str, **constants: Any) -> launch.Launcher:
-        constants |= {"DOT_TYPE": launch.dot_type(self.dtype), "PRECISION": self.precision}
+        constants |= launch.operands(self.dtype, self.precision)
         return self._launcher(name, shared=self.shared, **constants)
 
     def _forward_of(self, many: int) -> launch.Launcher:

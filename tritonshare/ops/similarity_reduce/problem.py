@@ -170,8 +170,8 @@ class TotalProblem(RowsProblem):
 
     @property
     def _widened(self) -> bool:
-        """The gradient of similarities may leave fp16's range, but not that of TF32."""
-        return self.dtype == torch.float16 and self.kind != "dot"
+        """The gradient of similarities may leave fp16's range at either end, but not that of TF32."""
+        return self.dtype == torch.float16 and (self.kind != "dot" or self.d > 0)
 
     @cached_property
     def _code(self) -> ModuleType:
@@ -182,11 +182,9 @@ class TotalProblem(RowsProblem):
     @cached_property
     def _gradient_numbers(self) -> dict[str, Any]:
         """Of products with the gradient of similarities."""
-        import triton.language as tl
-
         numbers = self._numbers
         if self._widened:
-            numbers = {"DOT_TYPE": tl.float32, "PRECISION": "ieee" if self.facts.is_hip else "tf32"}
+            numbers = launch.operands(torch.float32, "ieee" if self.facts.is_hip else "tf32")
         return {"GRADIENT_TYPE": numbers["DOT_TYPE"], "GRADIENT_PRECISION": numbers["PRECISION"]}
 
     def _launcher(

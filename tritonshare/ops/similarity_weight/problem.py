@@ -111,12 +111,10 @@ class RowsProblem(plan.Planned):
     def _numbers(self) -> dict[str, Any]:
         """How operands are multiplied. Three products of TF32 are as good as fp32's; distances, which cancel, always
         take them."""
-        import triton.language as tl
-
-        own = launch.dot_type(self.dtype)
+        if self.dtype != torch.float32:
+            return launch.operands(self.dtype, "ieee")
         exact = "ieee" if self.facts.is_hip else "tf32x3"
-        wanted = "tf32" if self.precision == "tf32" and not self.distance else exact
-        return {"DOT_TYPE": own, "PRECISION": wanted if own == tl.float32 else "ieee"}
+        return launch.operands(self.dtype, "tf32" if self.precision == "tf32" and not self.distance else exact)
 
     @cached_property
     def _near(self) -> float:
@@ -225,10 +223,8 @@ class SimilarityProblem(RowsProblem):
     def _gradient_numbers(self) -> dict[str, Any]:
         """As `_numbers`; a gradient with a factor in it may leave fp16's range, but not that of TF32, which has as many
         digits."""
-        import triton.language as tl
-
         if self.dtype == torch.float16 and any(self.squared):
-            return {"DOT_TYPE": tl.float32, "PRECISION": "ieee" if self.facts.is_hip else "tf32"}
+            return launch.operands(torch.float32, "ieee" if self.facts.is_hip else "tf32")
         return self._numbers
 
     @cached_property
