@@ -83,13 +83,28 @@ def test_gradients_do_not_read_what_fp16_has_rounded(op, case, family):
     passes_the_gate(op, case, gate.make_tensors(case, torch.float16, family=family), family)
 
 
+# A softmax's slopes cancel: nothing is rounded before they are multiplied with rows that are alike.
+CANCELLING = [p for p in kinds() if p.values[1].options.get("reduce") == "softmax_matmul"]
+
+
+@pytest.mark.parametrize("family", ["near", "apart"])
+@pytest.mark.parametrize(("op", "case"), CANCELLING)
+def test_gradients_of_slopes_that_cancel(op, case, family):
+    passes_the_gate(op, case, gate.make_tensors(case, torch.bfloat16, family=family), family)
+
+
+def in_tf32(parameters):
+    """Of parameters (op, ...) those of ops that may multiply so."""
+    with numbers("tf32"):
+        return [p for p in parameters if p.values[0].precision() == "tf32"]
+
+
 @pytest.mark.parametrize("family", ["random", "near"])
-@pytest.mark.parametrize(("op", "case"), cases("tiny"))
+@pytest.mark.parametrize(("op", "case"), in_tf32(cases("tiny")))
 def test_gate_in_tf32(op, case, family):
     """Operands lose the digits that a matrix unit does not read."""
     with numbers("tf32") as dtype:
-        if op.precision() == "tf32":
-            passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
+        passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))

@@ -191,7 +191,7 @@ class Judge:
     """Truth and torch's own error of one call, to hold results against.
 
     truth_device: where fp64 is computed; the CPU unless the call is too large for it.
-    on_gpu: whether a GPU computes, which may take products of fp32 in TF32. None: as the tensors' device says.
+    on_gpu: whether a GPU computes, which may take products of fp32 in TF32. None: as the tensors' device and path say.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Judge:
         options = op.canonical(tensors, *raw_options(op, case.options))
         x = tensors[0]
         if on_gpu is None:
-            on_gpu = x.device.type == "cuda" or launch.path(x).kernels  # torch has no TF32 on a CPU, the interpreter has
+            on_gpu = x.device.type == "cuda" or launch.path(x).kernels  # interpreted ones lose digits as a GPU does
         self.tf32 = on_gpu and x.dtype == torch.float32 and op.precision() == "tf32"
         if self.tf32:
             tensors = [in_tf32(t) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
