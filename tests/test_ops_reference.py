@@ -6,7 +6,9 @@ import itertools
 import random
 import subprocess
 import sys
+import warnings
 import weakref
+from functools import partial
 
 import numpy
 import pytest
@@ -20,6 +22,7 @@ from tests.ops import (
     case_of,
     cases,
     exact,
+    kinds,
     laws,
     leaves,
     ops,
@@ -31,6 +34,7 @@ from tritonshare import op as op_module
 from tritonshare.check import LONGEST, ArgumentError, ArgumentTypeError
 from tritonshare.op import Op, differentiable, first_of
 from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
+from tritonshare.ops.similarity_weight.reference import DISTANCES, similarities
 from tritonshare.plan import DEVICES, using
 
 pytestmark = pytest.mark.reference
@@ -171,6 +175,66 @@ def test_lists_are_taken_where_tuples_are(op):
     tensors = gate.make_tensors(case, torch.float32)
     lists = {k: [v, v] if isinstance(v, int) and k in ("padding", "stride") else v for k, v in case.options.items()}
     torch.testing.assert_close(call(op, tensors, **lists), call(op, tensors, **case.options))
+
+
+# Distances of many rows take another way than those of few: products, and differences where those would cancel.
+ROWS = {
+    **{family: partial(gate.make_tensors, family=family) for family in ("random", "ties", "near", "tiny", "far")},
+    "offset": lambda case, dtype: [t if t is None else t + 1000 for t in gate.make_tensors(case, dtype)],
+    "alike": lambda case, dtype: alike(case, dtype),
+}
+OF_DISTANCES = [
+    pytest.param(*p.values, rows, id=f"{p.id}-{rows}")
+    for p in kinds()
+    for rows in ROWS
+    if p.values[1].options.get("kind") in DISTANCES
+    and (rows == "random" or p.values[1].options.get("reduce") != "softmax_matmul")  # whose gradients cancel elsewhere
+]
+
+
+def alike(case, dtype):
+    """Rows that differ in their last digits alone."""
+    x, y, *others = gate.make_tensors(case, dtype, family="integers")
+    row = torch.randn(x.shape[-1], dtype=dtype)
+    return [row + t * torch.finfo(dtype).eps * 4 for t in (x, y)] + others
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("op", "case", "rows"), OF_DISTANCES)
+def test_distances_of_many_rows_are_those_of_few(op, case, rows, dtype, monkeypatch):
+    """Within a few eps, first and second gradients, too, and to a batch of gradients."""
+    tensors = ROWS[rows](case, dtype)
+
+    def found(dtype):
+        leaves = gate.wanting_gradients([t if t is None else t.to(dtype) for t in tensors])
+        output = call(op, leaves, **case.options)
+        grads = [gate.make_gradient(output, seed=seed) for seed in (1, 2)]
+        first = torch.autograd.grad(output, leaves[0], grads[0], create_graph=True)
+        many = torch.autograd.grad(output, leaves[1], torch.stack(grads), is_grads_batched=True, retain_graph=True)
+        along = gate.make_gradient(first[0], seed=3)
+        second = torch.autograd.grad(first, leaves[0], along) if first[0].requires_grad else ()
+        return [output, *first, *many, *second]
+
+    expected = found(torch.float64)
+    for limit in (8, 400):  # all from differences in parts, and near ones alone
+        monkeypatch.setattr(sys.modules[similarities.__module__], "DIRECT", limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a batch of gradients takes a slower way
+            many = found(dtype)
+        for a, b in zip(many, expected, strict=True):
+            scale = b.abs().max().item() * torch.finfo(dtype).eps
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=64 * scale)
+
+
+def test_many_rows_that_are_near():
+    x = torch.randn(1500, 64) + 1000
+    assert (functional.cdist(x, x).diagonal() == 0).all()
+    x = torch.randn(1500, 64, dtype=torch.float64)
+    found = functional.nearest(x + 1e-9 * torch.randn_like(x), x)
+    assert (found.indices[:, 0] == torch.arange(1500)).all()
+    x = x[:1] + 1e-9 * x
+    exact = (x[:300, None] - x[None, :300]).square().sum(-1).sqrt()
+    torch.testing.assert_close(functional.cdist(x, x)[:300, :300], exact, rtol=1e-14, atol=0)
 
 
 def test_names_agree_between_reference_and_device_code():
