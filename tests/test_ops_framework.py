@@ -280,6 +280,18 @@ def test_half_precision_of_every_magnitude(op, case, scale):
         assert [str(c) for c in judge(lambda *t: call(op, t, **case.options)) if not c.passed] == []
 
 
+@pytest.mark.parametrize(("op", "case"), [p for p in kinds() if p.values[1].options.get("kind") == "cosine"])
+def test_cosines_of_one_column_have_no_gradient(op, case):
+    """To the bit: of such a row its norm leaves the sign alone. Of rows shorter than eps, a gradient as of products."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, y, *others = gate.make_tensors(case, dtype)
+        x, y = (torch.where(t == 0, 1, t)[..., :1].contiguous() for t in (x, y))
+        for eps, none in ((1e-8, True), (10.0, False)):
+            options = {**case.options, "eps": eps}
+            found = gate.run(lambda *t: call(op, t, **options), [x, y, *others], gate.make_gradient)  # noqa: B023
+            assert all((found[f"grad[{i}]"] == 0).all() == none for i in (0, 1))
+
+
 @pytest.mark.parametrize("op", ops())
 def test_double_backward(op):
     """A gradient penalty: the gradient of a gradient's norm, against torch's in fp64."""
