@@ -508,3 +508,18 @@ def test_feature_maps_are_exported_saved_and_loaded():
     found = torch.export.load(file).module()(x)
     assert type(found) is type(maps(x))
     assert_same_bits(zip(found, maps(x), strict=True))
+
+
+@pytest.mark.parametrize("length", [0.05, 10.0])
+def test_weights_from_codes_of_any_length_in_fp16(length):
+    """Whose squares fp16 does not hold."""
+    layer = SimilaritySharedLinear(6, 4, num_features=8, dim=5, kind="dot", bias=False)
+    with torch.no_grad():
+        layer.input_codes.mul_(length)
+        layer.feature_maps.features.mul_(length)
+        layer.half()
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(3, 6).half()
+    expected = exact(x.double())
+    bound = 16 * torch.finfo(torch.float16).eps * expected.abs().max()
+    assert (layer(x) - expected).abs().max() <= bound

@@ -226,6 +226,21 @@ def test_distances_of_many_rows_are_those_of_few(op, case, rows, dtype, monkeypa
             torch.testing.assert_close(a.double(), b, rtol=0, atol=64 * scale)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 30.0, 8e3])
+def test_torchs_functions_of_half_precision_are_rounded_once(scale):
+    """Those that ours pass on."""
+    x, y = ((scale * torch.randn(6, 20)).half() for _ in range(2))
+    functions = [
+        lambda x, y: functional.cdist(x, y, 3.0),
+        lambda x, y: functional.cosine_similarity(x, y),
+        lambda x, y: functional.cosine_similarity(x[:, None], y[None], -1),
+        lambda x, y: functional.cdist(x, y),
+    ]
+    for function in functions:
+        truth = function(x.double(), y.double())
+        torch.testing.assert_close(function(x, y), truth.half(), rtol=1e-3, atol=0)
+
+
 def test_many_rows_that_are_near():
     x = torch.randn(1500, 64) + 1000
     assert (functional.cdist(x, x).diagonal() == 0).all()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from .binding import serializable
+from .binding import autocasts, serializable
 from .check import plain
 from .dispatch import in_graph
 from .op import FUNCTIONS
@@ -21,6 +22,7 @@ from .ops.similarity_reduce import SIMILARITY_REDUCE
 from .ops.similarity_reduce.fold import folded as folded_with_values
 from .ops.similarity_weight import SIMILARITY_WEIGHT
 from .ops.similarity_weight.fold import folded
+from .products import widened
 
 __all__ = [
     "Nearest",
@@ -353,7 +355,7 @@ def cdist(
     x1: [..., M, K], x2: [..., N, K] -> [..., M, N]. compute_mode counts where torch computes, for another p than 2.
     """
     if p != 2.0:
-        return torch.cdist(x1, x2, p, compute_mode)
+        return _by_torch(torch.cdist, x1, x2, p, compute_mode)
     return similarity_weight(x1, x2, kind="euclidean")
 
 
@@ -370,7 +372,15 @@ def cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: flo
         if last and x1.shape[-3] == 1 and x2.shape[-2] == 1:
             return similarity_weight(x2.squeeze(-2), x1.squeeze(-3), kind="cosine", eps=eps)
     node = in_graph(cosine_similarity, {"x1": x1, "x2": x2, "dim": dim, "eps": eps})
-    return torch.nn.functional.cosine_similarity(x1, x2, dim, eps) if node is None else node
+    return _by_torch(torch.nn.functional.cosine_similarity, x1, x2, dim, eps) if node is None else node
+
+
+def _by_torch(function: Callable[..., torch.Tensor], x1: torch.Tensor, x2: torch.Tensor, *options) -> torch.Tensor:
+    """torch's own; of half precision in fp32 and rounded once, as where ours compute."""
+    dtypes = {t.dtype for t in (x1, x2) if isinstance(t, torch.Tensor)}
+    if dtypes not in ({torch.float16}, {torch.bfloat16}) or autocasts(x1):
+        return function(x1, x2, *options)
+    return function(widened(x1), widened(x2), *options).to(x1.dtype)
 
 
 # What a graph of torch.fx calls where an op meets its proxies.

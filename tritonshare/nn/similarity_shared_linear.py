@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ..check import ArgumentError
 from ..functional import similarity_weight
+from ..products import widened
 from .arguments import gamma_of, one_of, positive_integer
 from .feature_maps import KINDS, FeatureMaps
 
@@ -110,9 +111,10 @@ class SimilaritySharedLinear(torch.nn.Module):
             of = f"is {has}, but the layer has {self.in_features} in_features"
             raise ArgumentError(f"{type(self).__name__}: input's last axis {of}")
         x, y = self.similarities()
-        sizes = x.square().sum(-1, keepdim=True)
+        wide = widened(x)
+        sizes = wide.square().sum(-1, keepdim=True)
         # an input of no similarity has no weight, as in similarity_weight
-        x = torch.where(sizes > 0, x / torch.where(sizes > 0, sizes, 1), 0) * self.scale.to(x.dtype)
+        x = (torch.where(sizes > 0, wide / torch.where(sizes > 0, sizes, 1), 0) * self.scale).to(x.dtype)
         return F.linear(F.linear(input, x.mT), y, self.bias)
 
     def extra_repr(self) -> str:
