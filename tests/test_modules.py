@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from tests.ops import assert_same_bits, case_of
@@ -267,6 +268,77 @@ def test_integers_keep_their_dtype_and_values(name, dtype):
         if not before[key].is_floating_point():
             assert_same_bits([(t, before[key])])
     assert output(module(x.to(dtype))).dtype == dtype
+
+
+class Trained(torch.nn.Module):
+    """A module, and a parameter in any case: torch averages no model without one."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.scale = module, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return output(self.module(x)) * self.scale
+
+
+@every
+@pytest.mark.parametrize(
+    ("average", "buffers"),
+    [(None, False), (get_ema_multi_avg_fn(0.9), False), (None, True), (get_ema_multi_avg_fn(0.9), True)],
+    ids=["mean", "moving", "mean with buffers", "moving with buffers"],
+)
+def test_averages_of_a_model_leave_indices_alone(name, average, buffers):
+    module, x = made(name)
+    model = Trained(module)
+    state = model.state_dict().items()
+    indices = [key for key, t in state if key.endswith(("codes", "index")) and not t.is_floating_point()]
+    if buffers and indices:
+        with pytest.raises(ArgumentError, match=r"which are names of values: without it they are copied$"):
+            AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        return
+    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=buffers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(5):
+        model(x).sum().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+    assert averaged.eval()(x).isfinite().all()
+    for key in indices:
+        assert_same_bits([(averaged.module.state_dict()[key], model.state_dict()[key])])
+
+
+@every
+def test_exports(name):
+    """Saved, loaded and run, with the same names of what it returns."""
+    module, x = made(name)
+    module.eval()
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(module, (x,)), file)
+    file.seek(0)
+    found = torch.export.load(file).module()(x)
+    assert type(found) is type(module(x))
+    torch.testing.assert_close(output(found), output(module(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exports_to_onnx():
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    names = ("block", "shared_linear", "shared_conv", "maps_mean", "ties")
+    modules, inputs = zip(*map(made, names), strict=True)
+
+    class All(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.all = torch.nn.ModuleList(modules)
+
+        def forward(self, *inputs):
+            return [output(module(x)) for module, x in zip(self.all, inputs, strict=True)]
+
+    model = All().eval()
+    program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
+    for a, b in zip(program(*inputs), model(*inputs), strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), b, rtol=1e-4, atol=1e-5)
 
 
 @every

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from ..check import ArgumentError, ArgumentTypeError, shown
 from ..functional import segment_sum, similarity_weight
+from ..nn.averages import refuse_averaged
 from ..nn.rows import take_rows
 from .errors import Error
 from .layers import Group, copied, finite, groups_of, layer_bytes, matching, named_layers
@@ -37,6 +38,11 @@ class Ties(nn.Module):
         self.rule = rule
         self.index: Tensor
         self.register_buffer("index", index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of, and a file."""
+        refuse_averaged("Ties", "indices")
+        return self.__dict__
 
     def forward(self, filters: Tensor) -> Tensor:
         if self.rule == "mean":  # the value is the filters', the gradient is divided

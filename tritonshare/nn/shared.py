@@ -12,6 +12,7 @@ from ..check import ArgumentError, ArgumentTypeError, integer
 from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
 from ..kernels.geometry import code_bytes
 from .arguments import convolution, positive_integer
+from .averages import refuse_averaged
 from .conv_act_pool import ConvActPool2d
 from .recompute import Forwards, refuse_replica, within_function
 
@@ -152,6 +153,11 @@ class _Shared(torch.nn.Module):
             codes = self.codes
         return codes
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of, and a file."""
+        refuse_averaged(type(self).__name__, "codes")
+        return self.__dict__
+
     def _sharing(self) -> str:
         text = f", bits={self.bits}"
         if self.codebooks != 1:
@@ -180,6 +186,9 @@ class SharedLinear(_Shared):
         codebook: Parameter [codebooks, 2**bits]. codes: uint8 [out_features, ceil(in_features * bits / 8)], packed as
             tritonshare.packing says. bias: Parameter [out_features] or None. latent: Parameter [out_features,
             in_features] or None. weight: the dense weight, decoded, differentiable to the codebook.
+
+    `torch.optim.swa_utils.AveragedModel` averages the codebook and copies the codes; with use_buffers=True it would
+    average these, too, and is refused. Other averages of a model must leave integers alone.
 
     Raises: ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError).
     Derived from: Han, Mao and Dally, Deep Compression, 2016, section 3 (k-means weight sharing, centroid gradients).
