@@ -16,7 +16,6 @@ import torch
 from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.runtime.jit import mangle_type
 
-import tritonshare.functional
 from bench.rows import DTYPES
 from bench.sass import parse_target, source_for
 from tritonshare import gate, launch, plan
@@ -118,7 +117,7 @@ def case_tensors(case: Case, dtype: torch.dtype, *, device: str, channels_last: 
 
 def call(op: Op, tensors: Sequence[Any], case: Case) -> Any:
     """The op's public function on `tensors`, with a case's options."""
-    return getattr(tritonshare.functional, op.name)(*tensors, **case.options)
+    return gate.call(op, tensors, case.options)
 
 
 def needs(case: Case) -> list[bool]:

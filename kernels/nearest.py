@@ -37,6 +37,7 @@ from .similarity import (
     load_squares,
     place_in_splits,
     products,
+    read_scalar,
     rows_of,
     squares,
     store_rows,
@@ -209,8 +210,8 @@ def forward(
     M,
     N,
     per_split,  # rows of y, a multiple of BLOCK_N
-    gamma,
-    eps,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
     COUNT: tl.constexpr,
     TOP: tl.constexpr,  # COUNT, or the power of two above it
     K: tl.constexpr,
@@ -226,6 +227,7 @@ def forward(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
@@ -280,7 +282,7 @@ def merge(
     index_ptr,  # int64 [rows, COUNT] or None
     splits,
     count: tl.int64,  # of rows
-    gamma,
+    gamma,  # a number, or a pointer to it
     COUNT: tl.constexpr,
     TOP: tl.constexpr,
     KEPT: tl.constexpr,  # a power of two, at least splits * TOP
@@ -288,6 +290,7 @@ def merge(
     NUMBER: tl.constexpr,
 ):
     """A row's best of all splits."""
+    gamma = read_scalar(gamma)
     row = tl.cast(tl.program_id(0), tl.int64) + tl.arange(0, 1)
     offs = tl.arange(0, KEPT)
     place = (offs // TOP * count + row) * TOP + offs % TOP
@@ -329,8 +332,8 @@ def backward_x(
     dx_ptr,  # [B, M, K]
     M,
     N,
-    gamma,
-    eps,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
     COUNT: tl.constexpr,
     K: tl.constexpr,
     FACTOR_X: tl.constexpr,
@@ -340,6 +343,7 @@ def backward_x(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
     blocks_m = tl.cdiv(M, BLOCK_M)
     matrix = tl.program_id(0) // blocks_m
     x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
@@ -370,6 +374,56 @@ def backward_x(
         store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
 
 
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+def number_sums(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    g_ptr,  # [B, M, COUNT]
+    index_ptr,  # int64 [B, M, COUNT]
+    s_ptr,  # fp32 [B, M], of inner kinds: squares of x; else None
+    t_ptr,  # fp32 [B, N], likewise of y
+    sums_ptr,  # fp32 [B, M]
+    M,
+    N,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
+    COUNT: tl.constexpr,
+    K: tl.constexpr,
+    FACTOR_X: tl.constexpr,
+    FACTOR_Y: tl.constexpr,
+    BY_NUMBER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradient of a kind's own number: of each row the sum of g dw/dnumber over its chosen pairs."""
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    blocks_m = tl.cdiv(M, BLOCK_M)
+    matrix = tl.program_id(0) // blocks_m
+    x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for c in range(0, COUNT):
+        place = x_rows * COUNT + c
+        y_rows = tl.cast(matrix, tl.int64) * N + tl.load(index_ptr + place, mask=x_ok, other=0)
+        w = tl.zeros([BLOCK_M], tl.float32)
+        s = tl.zeros([BLOCK_M], tl.float32)
+        t = tl.zeros([BLOCK_M], tl.float32)
+        for first in range(0, K, BLOCK_C):
+            x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C).to(tl.float32)
+            y = load_rows(y_ptr, y_rows, x_ok, first, K, BLOCK_C).to(tl.float32)
+            if FACTOR_X is None:
+                w += squares(x - y)
+            else:
+                w += tl.sum(x * y, axis=1)
+        if FACTOR_X is not None:
+            s = tl.load(s_ptr + x_rows, mask=x_ok, other=0.0)
+            t = tl.load(t_ptr + y_rows, mask=x_ok, other=0.0)
+            w = w * FACTOR_X(s, eps) * FACTOR_Y(t, eps)
+        g = tl.load(g_ptr + place, mask=x_ok, other=0.0).to(tl.float32)
+        total += g * BY_NUMBER(w, s, t, gamma, eps)
+
+    tl.store(sums_ptr + x_rows, total, mask=x_ok)
+
+
 @triton.jit(do_not_specialize=["count", "gamma", "eps"])
 def backward_features(
     x_ptr,  # [B, M, K]
@@ -384,8 +438,8 @@ def backward_features(
     dy_ptr,  # [B, N, K]
     partial_ptr,  # fp32 [2 * (pairs // LENGTH), K], or None where pairs <= LENGTH
     count,  # B N
-    gamma,
-    eps,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
     COUNT: tl.constexpr,
     K: tl.constexpr,
     FACTOR_X: tl.constexpr,
@@ -396,6 +450,7 @@ def backward_features(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
     # programs and pieces are numbered as in segment.forward
     number, offs_d, d_ok = columns(tl.program_id(0), K, BLOCK_D)
     head = number < count

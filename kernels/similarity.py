@@ -38,6 +38,14 @@ GROUP = tl.constexpr(8)  # rows of tiles that are computed together, so that the
 TINY = tl.constexpr(2.0**-126)
 
 
+@triton.jit
+def read_scalar(scalar):
+    """A number, or the one that there is a pointer to, in fp32."""
+    if getattr(scalar, "dtype", tl.float32).is_ptr():  # a number has no dtype in the interpreter
+        scalar = tl.load(scalar).to(tl.float32)
+    return scalar
+
+
 # Factors f of the inner kinds, of the squares s; and the gradient f p + 2 f'(s) r x, r = <x, p>, of rows of K columns.
 
 
@@ -108,11 +116,28 @@ def bell_slope(g, w, gamma):
     return -2.0 * gamma * (g * w)
 
 
+# What a kind's own number does to w: dw/dgamma of q, dw/deps of w. Squares s of x and t of y broadcast against it.
+
+
+@triton.jit
+def by_gamma(q, s, t, gamma, eps):
+    w = bell(q, gamma)
+    return tl.where(w == 0.0, 0.0, -q * w)
+
+
+@triton.jit
+def by_eps(w, s, t, gamma, eps):
+    """Through each row whose norm is less than eps: w is -1 / eps of it."""
+    short = (tl.sqrt_rn(s) < eps).to(tl.float32) + (tl.sqrt_rn(t) < eps).to(tl.float32)
+    return tl.where(short == 0.0, 0.0, -w * (short * tl.div_rn(tl.full([], 1.0, tl.float32), eps)))
+
+
 class Kind(NamedTuple):
     """What is particular to a kind of similarity: jit functions, None where there is no such thing.
 
     factor_x, factor_y: of the inner kinds; through_x, through_y: gradients where a factor depends on the row.
     value, slope: of the distance kinds.
+    by_number: of the kinds that have a gamma or an eps.
     """
 
     factor_x: Any = None
@@ -121,15 +146,16 @@ class Kind(NamedTuple):
     through_y: Any = None
     value: Any = None
     slope: Any = None
+    by_number: Any = None
 
 
 KINDS = {
     "projection": Kind(factor_x=inverse, through_x=through_inverse),
     "dot": Kind(),
-    "cosine": Kind(inverse_norm, inverse_norm, through_inverse_norm, through_inverse_norm),
+    "cosine": Kind(inverse_norm, inverse_norm, through_inverse_norm, through_inverse_norm, by_number=by_eps),
     "euclidean": Kind(value=root, slope=root_slope),
     "sqeuclidean": Kind(value=square, slope=square_slope),
-    "rbf": Kind(value=bell, slope=bell_slope),
+    "rbf": Kind(value=bell, slope=bell_slope, by_number=by_gamma),
 }
 
 
@@ -312,8 +338,8 @@ def forward(
     t_ptr,  # fp32 [B, N] or None: squares of y
     M,
     n_units,  # N / N_UNIT
-    gamma,
-    eps,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
     N_UNIT: tl.constexpr,  # a divisor of N, known to the compiler so that accesses are wide
     K: tl.constexpr,
     FACTOR_X: tl.constexpr,
@@ -326,6 +352,7 @@ def forward(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
     N = n_units * N_UNIT
     matrix, m, n = place_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
@@ -339,6 +366,77 @@ def forward(
     offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
     ok = x_ok[:, None] & y_ok[None, :]
     tl.store(w_ptr + (x_rows[:, None] * N + offs_n[None, :]), w.to(w_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def store_number_sums(
+    sums_ptr, g_ptr, by, x_rows, x_ok, y_ok, m, n, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Of each row of a tile its part of the sum of g dw/dnumber, into [tiles of N, B, M]."""
+    offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ok = x_ok[:, None] & y_ok[None, :]
+    g = tl.load(g_ptr + (x_rows[:, None] * N + offs_n[None, :]), mask=ok, other=0.0).to(tl.float32)
+    total = tl.sum(tl.where(ok, g * by, 0.0), axis=1)
+    matrices = tl.num_programs(0) // (tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N))
+    tl.store(sums_ptr + (x_rows + n * (tl.cast(matrices, tl.int64) * M)), total, mask=x_ok)
+
+
+@triton.jit(do_not_specialize=["M", "N", "gamma"])
+def gamma_sums(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    g_ptr,  # [B, M, N]
+    sums_ptr,  # fp32 [tiles of N, B, M]
+    M,
+    N,
+    gamma,  # a number, or a pointer to it
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The gradient of gamma, in parts. All distances are computed from differences: what is summed up cancels."""
+    matrix, m, n = place_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
+    y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+
+    q = square_distances(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N)
+    by = by_gamma(q, None, None, read_scalar(gamma), None)
+
+    store_number_sums(sums_ptr, g_ptr, by, x_rows, x_ok, y_ok, m, n, M, N, BLOCK_M, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=["M", "N", "eps"])
+def eps_sums(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    s_ptr,  # fp32 [B, M]: squares of x
+    t_ptr,  # fp32 [B, N]: squares of y
+    g_ptr,  # [B, M, N]
+    sums_ptr,  # fp32 [tiles of N, B, M]
+    M,
+    N,
+    eps,  # a number, or a pointer to it
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradient of eps, in parts."""
+    eps = read_scalar(eps)
+    matrix, m, n = place_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
+    y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
+
+    w = similarities(
+        x_ptr, y_ptr, s_ptr, t_ptr, x_rows, x_ok, y_rows, y_ok, None, eps, inverse_norm, inverse_norm, None, 0.0, K,
+        BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
+    )  # fmt: skip
+    s, t = load_squares(s_ptr, x_rows, x_ok), load_squares(t_ptr, y_rows, y_ok)
+    by = by_eps(w, s[:, None], t[None, :], None, eps)
+
+    store_number_sums(sums_ptr, g_ptr, by, x_rows, x_ok, y_ok, m, n, M, N, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -379,8 +477,8 @@ def backward(
     m_units,  # M / M_UNIT
     n_units,
     per_split,  # rows of y, a multiple of BLOCK_N
-    gamma,
-    eps,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
     SWAPPED: tl.constexpr,
     M_UNIT: tl.constexpr,
     N_UNIT: tl.constexpr,
@@ -397,6 +495,7 @@ def backward(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
     M = m_units * M_UNIT
     N = n_units * N_UNIT
     split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), K, BLOCK_M, BLOCK_C)
@@ -465,7 +564,7 @@ def finish(
     dx_ptr,  # [rows, K]
     splits,
     count: tl.int64,  # of rows
-    eps,
+    eps,  # a number, or a pointer to it
     K: tl.constexpr,
     FACTOR: tl.constexpr,
     THROUGH: tl.constexpr,
@@ -473,6 +572,7 @@ def finish(
     BLOCK_C: tl.constexpr,
 ):
     """The sum of all splits and, of a gradient, its factor."""
+    eps = read_scalar(eps)
     rows, ok = rows_of(tl.program_id(0), 0, count, BLOCK_M)
     s = None
     if s_ptr is not None:

@@ -43,6 +43,7 @@ from .similarity import (
     near_gradients,
     place_in_splits,
     products,
+    read_scalar,
     rows_of,
     square_distances,
     store_rows,
@@ -72,6 +73,12 @@ def pairs(
         if any_of(near):
             w = tl.where(near, square_distances(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N), w)
     return w
+
+
+@triton.jit
+def exponent_scale(temperature, SIGN: tl.constexpr):
+    """c, of a temperature that is a number or a pointer to it."""
+    return tl.div_rn(tl.full([], SIGN, tl.float32), read_scalar(temperature))
 
 
 @triton.jit
@@ -111,8 +118,8 @@ def forward(
     M,
     N,
     per_split,  # rows of y, a multiple of BLOCK_N
-    gamma,
-    eps,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
     K: tl.constexpr,
     FACTOR_X: tl.constexpr,
     FACTOR_Y: tl.constexpr,
@@ -124,6 +131,7 @@ def forward(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
@@ -146,7 +154,7 @@ def forward(
         tl.store(partial_ptr + (x_rows + split * count), total, mask=x_ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "scale"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "temperature"])
 def forward_softmax(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -161,11 +169,12 @@ def forward_softmax(
     M,
     N,
     per_split,  # rows of y, a multiple of BLOCK_N
-    gamma,
-    eps,
-    scale,  # c
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
+    temperature,  # likewise: c = SIGN / temperature
     K: tl.constexpr,
     D: tl.constexpr,
+    SIGN: tl.constexpr,  # -1 of distances
     FACTOR_X: tl.constexpr,
     FACTOR_Y: tl.constexpr,
     VALUE: tl.constexpr,
@@ -177,6 +186,8 @@ def forward_softmax(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    scale = exponent_scale(temperature, SIGN)
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), D, BLOCK_M, BLOCK_C)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
@@ -285,7 +296,7 @@ def slopes(
     return tl.where(ok[:, None] & others_ok[None, :], g, 0.0)
 
 
-@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "scale"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "temperature"])
 def deltas(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -299,11 +310,12 @@ def deltas(
     M,
     N,
     per_split,  # rows of y, a multiple of BLOCK_N
-    gamma,
-    eps,
-    scale,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
+    temperature,  # likewise
     K: tl.constexpr,
     D: tl.constexpr,
+    SIGN: tl.constexpr,  # -1 of distances
     FACTOR_X: tl.constexpr,
     FACTOR_Y: tl.constexpr,
     VALUE: tl.constexpr,
@@ -315,6 +327,8 @@ def deltas(
     PRECISION: tl.constexpr,
 ):
     """Of each row of x the sum of p_ij <do_i, v_j>, and of p_ij."""
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    scale = exponent_scale(temperature, SIGN)
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
@@ -341,7 +355,96 @@ def deltas(
     tl.store(sums_ptr + 2 * rows + 1, total, mask=x_ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "scale"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "temperature"])
+def number_sums(
+    x_ptr,  # [B, M, K]
+    y_ptr,  # [B, N, K]
+    s_ptr,  # fp32 [B, M] or None: squares of x
+    t_ptr,  # fp32 [B, N] or None: squares of y
+    g_ptr,  # [B, M], or [B, M, D] of softmax
+    v_ptr,  # [B, N, D], of softmax; else None
+    high_ptr,  # fp32 [B, M], of softmax
+    unit_ptr,  # fp32 [B, M], of softmax
+    delta_ptr,  # fp32 [B, M, 2], of softmax
+    sums_ptr,  # fp32 [splits, B, M], of softmax [splits, B, M, 6]
+    M,
+    N,
+    per_split,  # rows of y, a multiple of BLOCK_N
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
+    temperature,  # likewise
+    K: tl.constexpr,
+    D: tl.constexpr,
+    SIGN: tl.constexpr,  # -1 of distances
+    FACTOR_X: tl.constexpr,
+    FACTOR_Y: tl.constexpr,
+    VALUE: tl.constexpr,
+    BY_NUMBER: tl.constexpr,
+    NEAR: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_RED: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What the gradients of a kind's own number and of the temperature are made of, for each row of x. With a the
+    gradient of w, d = dw/dnumber and l = c w - h: sums of a d; and of softmax those of p d, a l, p l, a and p. There
+    the sum of a is 0 but for rounding, which would count: (sum of a) (sum of p d) / (sum of p) takes it off that of
+    a d, and likewise that of a l."""
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    scale = exponent_scale(temperature, SIGN)
+    distance: tl.constexpr = VALUE is not None
+    split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
+    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
+    s = load_squares(s_ptr, x_rows, x_ok)
+    number = tl.zeros([BLOCK_M], tl.float32)
+    heat = tl.zeros([BLOCK_M], tl.float32)
+    rest = tl.zeros([BLOCK_M], tl.float32)
+    mass = tl.zeros([BLOCK_M], tl.float32)
+    number_mean = tl.zeros([BLOCK_M], tl.float32)
+    heat_mean = tl.zeros([BLOCK_M], tl.float32)
+
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+        y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
+        t = load_squares(t_ptr, y_rows, y_ok)
+        q = pairs(
+            x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, NEAR, K, BLOCK_M,
+            BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
+        )  # fmt: skip
+        w = value_of(q, gamma, VALUE)
+        a = slopes(
+            w, scale, g_ptr, v_ptr, high_ptr, unit_ptr, delta_ptr, x_rows, x_ok, y_rows, y_ok, False, D, BLOCK_M,
+            BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION,
+        )  # fmt: skip
+        if BY_NUMBER is not None:
+            by = BY_NUMBER(q, s[:, None], t[None, :], gamma, eps)
+            number += tl.sum(tl.where(a == 0.0, 0.0, a * by), axis=1)
+        if high_ptr is not None:
+            p = shares(w, scale, high_ptr, unit_ptr, x_rows[:, None], x_ok[:, None])
+            p = tl.where(y_ok[None, :], p, 0.0)
+            rest += tl.sum(a, axis=1)
+            mass += tl.sum(p, axis=1)
+            high = tl.load(high_ptr + x_rows, mask=x_ok, other=0.0)
+            exponent = w * scale - high[:, None]
+            heat += tl.sum(tl.where(a == 0.0, 0.0, a * exponent), axis=1)
+            heat_mean += tl.sum(tl.where(p == 0.0, 0.0, p * exponent), axis=1)
+            if BY_NUMBER is not None:
+                number_mean += tl.sum(tl.where(p == 0.0, 0.0, p * by), axis=1)
+
+    rows = x_rows + split * count
+    if high_ptr is None:
+        tl.store(sums_ptr + rows, number, mask=x_ok)
+    else:
+        tl.store(sums_ptr + 6 * rows, number, mask=x_ok)
+        tl.store(sums_ptr + 6 * rows + 1, number_mean, mask=x_ok)
+        tl.store(sums_ptr + 6 * rows + 2, heat, mask=x_ok)
+        tl.store(sums_ptr + 6 * rows + 3, heat_mean, mask=x_ok)
+        tl.store(sums_ptr + 6 * rows + 4, rest, mask=x_ok)
+        tl.store(sums_ptr + 6 * rows + 5, mass, mask=x_ok)
+
+
+@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps", "temperature"])
 def backward(
     x_ptr,  # [B, M, K]: the matrix whose gradient it is
     y_ptr,  # [B, N, K]: the other one
@@ -357,12 +460,13 @@ def backward(
     M,
     N,
     per_split,  # rows of y, a multiple of BLOCK_N
-    gamma,
-    eps,
-    scale,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
+    temperature,  # likewise
     SWAPPED: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
+    SIGN: tl.constexpr,  # -1 of distances
     FACTOR_X: tl.constexpr,
     FACTOR_Y: tl.constexpr,
     THROUGH: tl.constexpr,
@@ -378,6 +482,8 @@ def backward(
     GRADIENT_TYPE: tl.constexpr,
     GRADIENT_PRECISION: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    scale = exponent_scale(temperature, SIGN)
     distance: tl.constexpr = VALUE is not None
     split, matrix, m, first, count = place_in_splits(M, tl.cdiv(N, per_split), K, BLOCK_M, BLOCK_C)
     x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
@@ -431,7 +537,7 @@ def backward(
         store_rows(partial_ptr, p, x_rows + split * count, x_ok, first, K, BLOCK_C)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "scale"])
+@triton.jit(do_not_specialize=["M", "N", "gamma", "eps", "temperature"])
 def backward_values(
     y_ptr,  # [B, N, K]
     x_ptr,  # [B, M, K]
@@ -445,11 +551,12 @@ def backward_values(
     N,
     M,
     per_split,  # rows of x, a multiple of BLOCK_N
-    gamma,
-    eps,
-    scale,
+    gamma,  # a number, or a pointer to it
+    eps,  # likewise
+    temperature,  # likewise
     K: tl.constexpr,
     D: tl.constexpr,
+    SIGN: tl.constexpr,  # -1 of distances
     FACTOR_X: tl.constexpr,
     FACTOR_Y: tl.constexpr,
     VALUE: tl.constexpr,
@@ -461,6 +568,8 @@ def backward_values(
     DOT_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    scale = exponent_scale(temperature, SIGN)
     distance: tl.constexpr = VALUE is not None
     split, matrix, n, first, count = place_in_splits(N, tl.cdiv(M, per_split), D, BLOCK_M, BLOCK_C)
     y_rows, y_ok = rows_of(n, matrix, N, BLOCK_M)

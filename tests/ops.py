@@ -8,7 +8,7 @@ import torch
 
 import tritonshare  # noqa: F401 (registers the ops)
 from tests.guard import Guard
-from tritonshare import functional, gate, launch
+from tritonshare import gate, launch
 from tritonshare.op import REGISTRY, differentiable, first_of
 from tritonshare.ops.similarity_weight.reference import KINDS
 
@@ -47,11 +47,11 @@ def laws():
         pytest.param(op, case, law, id=f"{op.name}-{case.name}-{name}")
         for op, case in (p.values for p in cases("laws"))
         for name, law in op.laws.items()
-        if is_of(law, case)
+        if is_of(op, law, case)
     ]
 
 
-def is_of(law, case):
+def is_of(op, law, case):
     """Whether a law has anything to say of a case: it returns None before it runs anything, or it does not."""
 
     class Ran(Exception):
@@ -61,18 +61,21 @@ def is_of(law, case):
         raise Ran
 
     try:
-        return law(run, case.empty(), case.options) is not None
+        return law(run, case.empty()[: op.tensors - op.scalars], case.options) is not None
     except Ran:
         return True
 
 
 def pairs_of_law(op, case, law):
-    """What a law says is equal, on integers."""
+    """What a law says is equal, on integers; a law knows no tensors of scalars, which stay as they are."""
+    tensors = gate.make_tensors(case, torch.float32, family="integers")
+    own, scalars = tensors[: op.tensors - op.scalars], tensors[op.tensors - op.scalars :]
 
     def run(tensors, grad=None, **options):
-        return results(op, tensors, grad, **options)
+        found = results(op, [*tensors, *scalars], grad, **options)
+        return found[: 1 + sum(t is not None for t in tensors)]
 
-    pairs = law(run, gate.make_tensors(case, torch.float32, family="integers"), case.options)
+    pairs = law(run, own, case.options)
     assert pairs
     return pairs
 
@@ -112,6 +115,21 @@ def ops():
     return [pytest.param(op, id=op.name) for op in OPS]
 
 
+def scalars():
+    """Every op's scalars, as parameters (op, name)."""
+    named = [(op, name) for op in OPS if op.scalars for name in op.arguments[-op.scalars :]]
+    return [pytest.param(op, name, id=f"{op.name}-{name}") for op, name in named]
+
+
+def framework_cases(first="tiny"):
+    """What meets torch's machinery, as parameters (op, case): every op's first case with a tag, else
+    the first tiny one, and "scalars" ones."""
+    for op in OPS:
+        one = next((case for case in op.cases if first in case.tags), case_of(op, "tiny"))
+        for case in (one, *(case for case in op.cases if "scalars" in case.tags)):
+            yield pytest.param(op, case, id=op.name + ("-scalars" if "scalars" in case.tags else ""))
+
+
 def case_of(op, tag):
     """The op's first case with a tag."""
     return next(case for case in op.cases if tag in case.tags)
@@ -124,7 +142,7 @@ def takes_kernels():
 
 def call(op, tensors, **options):
     """What an op's function returns; of several tensors the one that has a gradient."""
-    return first_of(getattr(functional, op.name)(*tensors, **options))
+    return first_of(gate.call(op, tensors, options))
 
 
 def leaves(case, dtype=torch.float32, family="random"):
@@ -182,7 +200,9 @@ def to_channels_last(t):
 
 
 def strided(t):
-    """The same numbers, every second element of a larger tensor along the last axis."""
+    """The same numbers, every second element of a larger tensor along the last axis, if there is one."""
+    if t.dim() == 0:
+        return t
     wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
     wide[..., ::2] = t
     return wide[..., ::2]

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
@@ -27,10 +28,12 @@ from tests.ops import (
     case_of,
     cases,
     first_sample,
+    framework_cases,
     kinds,
     leaves,
     ops,
     results,
+    scalars,
     takes_kernels,
     wanting,
     weight_of,
@@ -48,14 +51,13 @@ def compiled(op, case, **options):
     torch._dynamo.reset()
 
     def function(*tensors):
-        return getattr(functional, op.name)(*tensors, **case.options)
+        return gate.call(op, tensors, case.options)
 
     return torch.compile(function, fullgraph=True, **options)
 
 
-@pytest.mark.parametrize("op", ops())
-def test_opcheck(op):
-    case = case_of(op, "tiny")
+@pytest.mark.parametrize(("op", "case"), framework_cases())
+def test_opcheck(op, case):
     tensors = leaves(case)
     arguments = (*tensors, *op.canonical(tensors, *gate.raw_options(op, case.options)))
     registered = getattr(torch.ops.tritonshare, op.name)
@@ -74,10 +76,9 @@ def test_opcheck(op):
     )
 
 
-@pytest.mark.parametrize("op", ops())
+@pytest.mark.parametrize(("op", "case"), framework_cases())
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_whole_with_the_same_results(op, backend):
-    case = case_of(op, "tiny")
+def test_compiles_whole_with_the_same_results(op, case, backend):
     tensors = gate.make_tensors(case, torch.float32)
     expected = results(op, tensors, family="random", **case.options)
     found = gate.run(compiled(op, case, backend=backend), tensors, lambda out: gate.make_gradient(out))
@@ -85,9 +86,8 @@ def test_compiles_whole_with_the_same_results(op, backend):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("op", ops())
-def test_compiles_for_any_batch(op):
-    case = case_of(op, "tiny")
+@pytest.mark.parametrize(("op", "case"), framework_cases())
+def test_compiles_for_any_batch(op, case):
     function = compiled(op, case, backend="aot_eager", dynamic=True)
     for batch in (2, 3, 5):
         tensors = [t if t is None else t.detach() for t in first_sample(op, leaves(case), batch)]
@@ -102,7 +102,7 @@ class Module(torch.nn.Module):
         self.op, self.case = op, case
 
     def forward(self, *tensors):
-        return getattr(functional, self.op.name)(*tensors, **self.case.options)
+        return gate.call(self.op, tensors, self.case.options)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))
@@ -110,7 +110,7 @@ def test_exports_for_all_sizes(op, case):
     """Saved, loaded and run: of every batch, and where torch computes, of every number of rows."""
     tensors = tuple(gate.make_tensors(case, torch.float32))
     free = [i in op.batched or not takes_kernels() for i in range(op.tensors)]
-    rows = [t is not None and len(t) > 1 and some for t, some in zip(tensors, free, strict=True)]
+    rows = [t is not None and t.dim() and len(t) > 1 and some for t, some in zip(tensors, free, strict=True)]
     axes = tuple({0: torch.export.Dim.DYNAMIC} if some else None for some in rows)
     program = torch.export.export(Module(op, case), tensors, dynamic_shapes={"tensors": axes})
     file = io.BytesIO()
@@ -142,6 +142,27 @@ def test_exports_to_onnx():
         torch.testing.assert_close(torch.as_tensor(a), b)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(("op", "name"), [*scalars()])
+def test_no_number_is_compiled_in(op, name, dynamic):
+    """One graph for all values. Without `dynamic`, torch first makes one of its own for the first value."""
+    case = next(case for case in op.cases if case.tensors[op.arguments.index(f"{name}_tensor")] is not None)
+    tensors = gate.make_tensors(case, torch.float32)
+    others = [None if of == f"{name}_tensor" else t for of, t in zip(op.arguments, tensors, strict=False)]
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+    def function(number, *tensors):
+        return call(op, tensors, **case.options, **{name: number})
+
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic)
+    graphs = []
+    for i in range(20):
+        torch.testing.assert_close(compiled(0.5 + i / 8, *others), function(0.5 + i / 8, *others))
+        graphs.append(counter.frame_count)
+    assert len({*graphs[0 if dynamic else 1 :]}) == 1
+
+
 @pytest.mark.parametrize("op", ops())
 def test_bad_arguments_are_refused_while_compiling(op):
     case = case_of(op, "tiny")
@@ -150,18 +171,16 @@ def test_bad_arguments_are_refused_while_compiling(op):
         compiled(op, case, backend="aot_eager")(x[..., :0], *rest)
 
 
-@pytest.mark.parametrize("op", ops())
-def test_vmap(op):
-    case = case_of(op, "tiny")
+@pytest.mark.parametrize(("op", "case"), framework_cases())
+def test_vmap(op, case):
     x, *rest = gate.make_tensors(case, torch.float32)
     batched = torch.stack([x, 2 * x])
     found = torch.vmap(lambda x: call(op, [x, *rest], **case.options))(batched)
     torch.testing.assert_close(found, torch.stack([call(op, [t, *rest], **case.options) for t in batched]))
 
 
-@pytest.mark.parametrize("op", with_weights(ops()))
-def test_per_sample_gradients(op):
-    case = case_of(op, "tiny")
+@pytest.mark.parametrize(("op", "case"), with_weights([*framework_cases()]))
+def test_per_sample_gradients(op, case):
     tensors = gate.make_tensors(case, torch.float32)
     batched, position = torch.stack([tensors[0], 2 * tensors[0]]), weight_of(tensors)
 
@@ -176,9 +195,8 @@ def test_per_sample_gradients(op):
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("op", ops())
-def test_vmap_of_the_registered_operator(op):
-    case = case_of(op, "tiny")
+@pytest.mark.parametrize(("op", "case"), framework_cases())
+def test_vmap_of_the_registered_operator(op, case):
     x, *rest = gate.make_tensors(case, torch.float32)
     options = op.canonical([x, *rest], *gate.raw_options(op, case.options))
     batched = torch.stack([x, 2 * x])
@@ -186,9 +204,8 @@ def test_vmap_of_the_registered_operator(op):
     torch.testing.assert_close(found, torch.stack([call(op, [t, *rest], **case.options) for t in batched]))
 
 
-@pytest.mark.parametrize("op", ops())
-def test_batched_gradients(op):
-    case = case_of(op, "tiny")
+@pytest.mark.parametrize(("op", "case"), framework_cases())
+def test_batched_gradients(op, case):
     x, *rest = gate.make_tensors(case, torch.float32)
     output = call(op, [x.requires_grad_(), *rest], **case.options)
     grads = torch.stack([gate.make_gradient(output, seed=seed) for seed in (1, 2)])
@@ -197,9 +214,8 @@ def test_batched_gradients(op):
     torch.testing.assert_close(found, torch.stack(expected))
 
 
-@pytest.mark.parametrize("op", ops())
-def test_vmap_inside_compile(op):
-    case = case_of(op, "tiny")
+@pytest.mark.parametrize(("op", "case"), framework_cases())
+def test_vmap_inside_compile(op, case):
     x, *rest = gate.make_tensors(case, torch.float32)
     torch._dynamo.reset()
     function = torch.compile(
@@ -292,10 +308,9 @@ def test_cosines_of_one_column_have_no_gradient(op, case):
             assert all((found[f"grad[{i}]"] == 0).all() == none for i in (0, 1))
 
 
-@pytest.mark.parametrize("op", ops())
-def test_double_backward(op):
+@pytest.mark.parametrize(("op", "case"), framework_cases("smooth"))
+def test_double_backward(op, case):
     """A gradient penalty: the gradient of a gradient's norm, against torch's in fp64."""
-    case = smooth_case(op)
 
     def penalty(dtype):
         tensors = gate.make_tensors(case, torch.float32)
@@ -758,11 +773,11 @@ def test_explain_tells_the_way(op):
 
     case = case_of(op, "tiny")
     tensors = gate.make_tensors(case, torch.float32)
-    (note,) = tritonshare.explain(getattr(functional, op.name), *tensors, **case.options)
+    (note,) = tritonshare.explain(gate.call, op, tensors, case.options)
     assert op.name in str(note)
     assert note.kernels == ("BLOCK" in str(note))
     with plan.using(path="reference"):
-        (note,) = tritonshare.explain(getattr(functional, op.name), *tensors, **case.options)
+        (note,) = tritonshare.explain(gate.call, op, tensors, case.options)
     assert not note.kernels
     assert "using(path='reference')" in str(note)
 

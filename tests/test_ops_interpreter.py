@@ -29,7 +29,7 @@ from tests.ops import (
     unaligned,
 )
 from tests.sanitizer import Sanitizer
-from tritonshare import functional, gate, plan
+from tritonshare import gate, plan
 from tritonshare.op import differentiable
 
 pytestmark = pytest.mark.interpreter
@@ -254,7 +254,7 @@ def test_no_unasked_gradient_is_even_launched(op):
             output.sum().backward()
         launches[wanted] = sanitizer.launches
     with Sanitizer() as sanitizer:
-        torch.no_grad()(lambda: getattr(functional, op.name)(*tensors, **case.options))()
+        torch.no_grad()(lambda: call(op, tensors, **case.options))()
     problem = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options)))
     assert sanitizer.launches == 1 + any(getattr(problem, "squared", ()))  # of rows, in a launch of their own
     output = call(op, gate.wanting_gradients(tensors), **case.options)

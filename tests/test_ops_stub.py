@@ -7,9 +7,10 @@ import torch
 
 from bench.stub_driver import stub_driver
 from tests.guard import Guard
-from tests.ops import call, case_of, cases, first_sample, leaves, of_batch, ops, wanting
+from tests.ops import call, case_of, cases, first_sample, leaves, of_batch, ops, scalars, wanting
 from tritonshare import gate, launch, plan
 from tritonshare.check import ArgumentError
+from tritonshare.op import differentiable
 
 pytestmark = pytest.mark.stub
 
@@ -49,7 +50,9 @@ def test_launches_follow_the_plans(gpu, op, case):
         assert (record.metadata.num_warps, record.metadata.num_stages) == (used.num_warps, used.num_stages)
         assert {name: record.arguments[name] for name, _ in used.blocks} == dict(used.blocks)
     pointers = {a.data_ptr() for r in gpu.launches for a in r.arguments.values() if isinstance(a, torch.Tensor)}
-    given = [t for t in (*tensors, output, *grads) if t is not None]
+    # those of scalars are sums by torch
+    of_kernels = grads[: sum(differentiable(tensors[: op.tensors - op.scalars]))]
+    given = [t for t in (*tensors, output, *of_kernels) if t is not None]
     assert {t.data_ptr() for t in given} - pointers <= {t.data_ptr() for t in tensors[2:] if t is not None} - pointers
 
 
@@ -74,7 +77,29 @@ def test_batches_of_every_size_share_a_problem(gpu, op, case):
     for batch in (1, 200, 1, 17):
         many = first_sample(op, halves(case), batch)
         backward(call(op, many, **case.options), many)
-    assert len(op._problems) == 1
+    assert len({id(problem) for problem in op._problems.values()}) == 1
+
+
+@pytest.mark.parametrize(("op", "name"), scalars())
+def test_another_number_neither_compiles_nor_binds(gpu, op, name):
+    place = op.arguments.index(f"{name}_tensor")
+    case = next(case for case in op.cases if case.tensors[place] is not None)
+    tensors = [None if i == place else t for i, t in enumerate(halves(case))]
+    for value in (0.5, 0.75, 1.0):
+        work = (len(gpu.compiles), gpu.binder_runs)
+        backward(call(op, tensors, **case.options, **{name: value}), tensors)
+    assert (len(gpu.compiles), gpu.binder_runs) == work
+    assert any(value == record.arguments.get(name) for record in gpu.launches)
+
+
+@pytest.mark.parametrize(("op", "name"), scalars())
+def test_the_host_does_not_wait_for_a_tensors_value(gpu, op, name, monkeypatch):
+    case = next(case for case in op.cases if case.tensors[op.arguments.index(f"{name}_tensor")] is not None)
+    tensors = halves(case)
+    monkeypatch.setattr(torch.Tensor, "item", None)
+    monkeypatch.setattr(torch.Tensor, "__float__", None)
+    backward(call(op, tensors, **case.options), tensors)
+    assert any(isinstance(record.arguments.get(name), torch.Tensor) for record in gpu.launches)
 
 
 @pytest.mark.parametrize("op", ops())

@@ -216,6 +216,33 @@ def flag(name: str) -> Clause:
     return Clause(name, problem, (lambda a: {name: "yes"},), ArgumentTypeError)
 
 
+def scalar(a: Arguments, name: str, like: str, *, zero: bool = False) -> str | None:
+    """What is wrong with a positive number, or as `<name>_tensor` a tensor of one element, whose value is not read."""
+    number, tensor = a[name], a[f"{name}_tensor"]
+    if tensor is not None:
+        if tensor.numel() != 1:
+            return f"must be a number or a tensor of one element, but has the shape {list(tensor.shape)}"
+        if not tensor.is_floating_point():
+            return f"must have a floating-point dtype, but has {tensor.dtype}"
+        if tensor.device != a[like].device:
+            return f"is on {tensor.device}, but {like} is on {a[like].device}: they must be on the same device"
+        return None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return f"must be a number or a tensor of one element, but is {number!r}"
+    if not (0 < number < float("inf") or (zero and number == 0)):
+        return f"must be a {'number that is not negative' if zero else 'positive number'}, but is {number!r}"
+    return None
+
+
+def no_scalars(name: str) -> tuple[Change, ...]:
+    """What breaks `scalar`: numbers, and tensors."""
+    tensors = (torch.ones(2), torch.ones((), dtype=torch.int64), torch.ones((), device="meta"))
+    return (
+        *(lambda a, n=n: {name: n} for n in (-1.0, float("inf"), float("nan"), "1", True)),
+        *(lambda a, t=t: {f"{name}_tensor": t} for t in tensors),
+    )
+
+
 def relation(name: str, problem: Callable[[Arguments], str | None], *breaks: Change) -> Clause:
     """A clause over several arguments, told of `name`."""
     return Clause(name, problem, breaks)

@@ -235,6 +235,12 @@ def segment_sum(input: torch.Tensor, segments: torch.Tensor, count: int) -> torc
     return SEGMENT_SUM(input, segments, count)
 
 
+def apart(*scalars: float | torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[float | None]]:
+    """Scalars as ops take them: those that are tensors, and those that are numbers."""
+    tensors = [s if isinstance(s, torch.Tensor) else None for s in scalars]
+    return tensors, [None if isinstance(s, torch.Tensor) else s for s in scalars]
+
+
 def similarity_weight(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -266,7 +272,8 @@ def similarity_weight(
 
     For the backward a number per row is kept, and no M x N: distances are computed again.
     """
-    return folded(SIMILARITY_WEIGHT, x, y, kind, gamma, eps)
+    tensors, numbers = apart(gamma, eps)
+    return folded(SIMILARITY_WEIGHT, x, y, *tensors, kind, *numbers)
 
 
 @serializable
@@ -304,7 +311,8 @@ def nearest(
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
     """
-    found = folded(NEAREST, x, features, kind, plain(k), gamma, eps)
+    tensors, numbers = apart(gamma, eps)
+    found = folded(NEAREST, x, features, *tensors, kind, plain(k), *numbers)
     return Nearest(*found) if isinstance(found, tuple) else found  # a node of a torch.fx graph
 
 
@@ -341,7 +349,8 @@ def similarity_reduce(
 
     For the backward a number or two per row are kept, and similarities are computed again.
     """
-    return folded_with_values(SIMILARITY_REDUCE, x, y, values, reduce, kind, gamma, eps, temperature)
+    tensors, numbers = apart(gamma, eps, temperature)
+    return folded_with_values(SIMILARITY_REDUCE, x, y, values, *tensors, reduce, kind, *numbers)
 
 
 def cdist(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import functional, launch
-from .op import Case, Op, Whole, differentiable, first_of
+from .op import Case, Op, Scalar, Whole, differentiable, first_of
 
 FAMILIES = ("random", "integers", "ties", "near", "tiny", "far", "apart", "nonfinite", "extreme")
 Tensors = Sequence[torch.Tensor | None]
@@ -67,6 +67,14 @@ def compare(
     return Comparison(name, worst, bound)
 
 
+def call(op: Op, tensors: Tensors, options: Mapping[str, Any]) -> Any:
+    """The public function of `op` on the tensors of its schema, those of scalars under their options' names."""
+    own = op.tensors - op.scalars
+    names = (name.removesuffix("_tensor") for name in op.arguments[own : op.tensors])
+    scalars = {name: t for name, t in zip(names, tensors[own:], strict=False) if t is not None}
+    return getattr(functional, op.name)(*tensors[:own], **{**options, **scalars})
+
+
 def raw_options(op: Op, options: Mapping[str, Any]) -> list[Any]:
     """A case's options in the schema's order, with the public function's defaults."""
     parameters = inspect.signature(getattr(functional, op.name)).parameters
@@ -94,6 +102,9 @@ def make_tensors(
             continue
         if isinstance(shape, Whole):
             tensors.append(shape.drawn(generator).to(device))
+            continue
+        if isinstance(shape, Scalar):
+            tensors.append(torch.full(shape.shape, shape.value, dtype=dtype, device=device))
             continue
         if family in ("random", "near") and "chooses" in case.tags and dtype.itemsize == 2:
             t = torch.randint(-2, 3, shape, generator=generator).double() / 2
@@ -141,7 +152,9 @@ def filled(
     exact = exact and "chooses" in case.tags
     found: list[torch.Tensor | None] = []
     for t, declared in zip(tensors, case.tensors, strict=True):
-        if isinstance(declared, Whole):
+        if isinstance(declared, Scalar):
+            found.append(t.detach().fill_(declared.value))
+        elif isinstance(declared, Whole):
             found.append(t.random_(0, declared.below, generator=generator))
         else:
             found.append(None if t is None else fill(t.detach(), generator, exact=exact))
@@ -237,4 +250,4 @@ class Judge:
 
 def check(op: Op, case: Case, tensors: Tensors, family: str = "random") -> list[Comparison]:
     """The public function of `op` on `tensors`, forward and every gradient, through the gate."""
-    return Judge(op, case, tensors, family)(lambda *args: getattr(functional, op.name)(*args, **case.options))
+    return Judge(op, case, tensors, family)(lambda *args: call(op, args, case.options))

@@ -53,31 +53,41 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Scalar:
+    """A tensor of one element, which has this value whatever the other tensors hold."""
+
+    value: float
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Case:
-    """A named geometry of an op: `tensors` are shapes of floating-point tensors, Whole ones of integers, or None for an
-    absent optional one; `options` raw arguments.
+    """A named geometry of an op: `tensors` are shapes of floating-point tensors, Whole ones of integers, Scalar ones of
+    one element, or None for an absent optional one; `options` raw arguments.
 
     tags: "tiny" and "edge" cases are tested in the interpreter, "kinks" ones there on integers, which sit on each kink,
         "infinities" ones on those; the first tiny one under torch's machinery, "laws" ones for the op's laws too, the
         first "smooth" one (else the first tiny one) for gradients of gradients;
         "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and "bench" cases are timed,
         "both_layouts" ones contiguous too, and "data" ones without a gradient of the first tensor, as the first layer
-        of a network has it; all tensors of "batched" ones have the batch as axis 0; "chooses" ones choose maxima of
-        sums, which in 16 bits tie, or not, as they are rounded: see gate.make_tensors.
+        of a network has it; "scalars" ones go under torch's machinery, too; all tensors of "batched" ones but scalars
+        have the batch as axis 0; "chooses" ones choose maxima of sums, which in 16 bits tie, or not, as they are
+        rounded: see gate.make_tensors.
     """
 
     name: str
     tags: tuple[str, ...]
-    tensors: tuple[tuple[int, ...] | Whole | None, ...]
+    tensors: tuple[tuple[int, ...] | Whole | Scalar | None, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
-        return tuple(t.shape if isinstance(t, Whole) else t for t in self.tensors)
+        return tuple(t.shape if isinstance(t, (Whole, Scalar)) else t for t in self.tensors)
 
     def empty(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta") -> list[Any]:
         """The case's tensors without values."""
-        of = [(t.shape, t.dtype) if isinstance(t, Whole) else (t, dtype) for t in self.tensors]
+        kinds = [t.dtype if isinstance(t, Whole) else dtype for t in self.tensors]
+        of = zip(self.shapes, kinds, strict=True)
         return [None if shape is None else torch.empty(shape, dtype=kind, device=device) for shape, kind in of]
 
 
@@ -164,11 +174,15 @@ class Op:
     outputs: of the registered operator: the public ones and what is saved.
     returns: how many are public. The first one has the gradient; others have none, such as indices.
     batched: the tensors whose axis 0 is the batch, which is no part of a problem; all of them have the same.
+    scalars: how many of its options may be tensors of one element instead of numbers: the last ones. Those tensors are
+        the last ones, in the same order, each named as its option with "_tensor" behind it. No problem, kernel or
+        compiled code is particular to a value; that of a tensor is read by kernels alone. They are not autocast.
     per_sample: whether sample n of the output is made of sample n of the batched tensors.
     contract: clauses over the arguments by name.
     canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves alone.
     problem: (tensors, options) -> Problem.
-    reference: the op in plain differentiable torch, on canonical arguments.
+    reference: the op in plain differentiable torch, on canonical arguments; declared as a function of the tensors
+        without those of scalars, and of options in which scalars are either.
     cases: named geometries, for tests, compilation and benchmarks.
     precision: torch's switch for products of fp32: "tf32" or "ieee".
     draw: a random small case, for property tests.
@@ -193,11 +207,15 @@ class Op:
     autocast: Callable[..., str] = lambda *options: "low"
     returns: int = 1
     batched: tuple[int, ...] = (0,)
+    scalars: int = 0
     per_sample: bool = True
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check_schema()
+        if self.scalars:
+            declared = self.reference
+            object.__setattr__(self, "reference", lambda *args: declared(*self._either(args)))
         binding.register(self)
         REGISTRY[self.name] = self
 
@@ -230,6 +248,13 @@ class Op:
         """How many of the arguments are tensors: the leading ones."""
         kinds = (str(a.type) for a in self._parsed.arguments)
         return sum(1 for _ in takewhile(lambda kind: kind in ("Tensor", "Optional[Tensor]"), kinds))
+
+    def _either(self, args: Sequence[Any]) -> list[Any]:
+        """The arguments with each scalar once, as the number or the tensor that it is."""
+        own = self.tensors - self.scalars
+        found = zip(args[own : self.tensors], args[-self.scalars :], strict=True)
+        scalars = [number if t is None else t.reshape(()) for t, number in found]
+        return [*args[:own], *args[self.tensors : -self.scalars], *scalars]
 
     @cached_property
     def _parsed(self) -> torch._C.FunctionSchema:
@@ -264,7 +289,7 @@ class Op:
 
     def _watched(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
         """A call that torch watches or transforms, or one on tensors that are not plain memory: see dispatch."""
-        node = dispatch.in_graph(FUNCTIONS.get(self.name), dict(zip(self.arguments, (*tensors, *raw), strict=True)))
+        node = dispatch.in_graph(FUNCTIONS.get(self.name), self._named(tensors, raw))
         if node is not None:
             return node
         tensors = self.cast(tensors, raw)
@@ -285,12 +310,22 @@ class Op:
         with dispatch.profiled(f"tritonshare::{self.name}"), dispatch.replicated(tensors):
             return self.plain(tensors, options)
 
+    def _named(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> dict[str, Any]:
+        """The arguments by the names that the public function has for them."""
+        named = dict(zip(self.arguments, (*tensors, *raw), strict=True))
+        for name in self.arguments[len(named) - self.scalars :]:
+            tensor = named.pop(f"{name}_tensor")
+            named[name] = named[name] if tensor is None else tensor
+        return named
+
     def _compiled(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
         """The op while torch compiles: the registered operator, or the reference, which the compiler then fuses."""
         # a compiler lets autocast lower the products in a reference's gradient, but not those inside an operator
         kept = binding.autocasts(tensors[0]) and self.autocast(*raw) == "fp32"
         tensors = self.cast(tensors, raw)
         options = self.canonical(tensors, *raw)
+        if self.scalars:
+            tensors, options = self._numbers_as_tensors(tensors, options)
         x = tensors[0]
         known = dispatch.PLAIN + dispatch.TRACED
         wraps = any(t is not None and type(t) not in known for t in tensors)  # what a compiler can tell of a type
@@ -327,12 +362,22 @@ class Op:
         except (AttributeError, RuntimeError, TypeError):  # not tensors, not dense, or lists among the options
             key = None
         self.check(*tensors, *raw)
-        problem = self.problem(tensors, self.canonical(tensors, *raw)) if launch.path(tensors[0]).kernels else None
+        problem = None
+        if launch.path(tensors[0]).kernels:
+            options = self.canonical(tensors, *raw)
+            problem = self._with_other_numbers(key, options) or self.problem(tensors, options)
         if key is not None and not any(isinstance(value, torch.Tensor) for value in raw):  # a key keeps no tensor alive
             if len(self._problems) >= CACHED_PROBLEMS:
                 self._problems.clear()
             self._problems[key] = problem
+            if self.scalars:
+                self._problems[_but_numbers(key, self.scalars)] = problem
         return problem
+
+    def _with_other_numbers(self, key: Any, options: tuple[Any, ...]) -> Problem | None:
+        """Of a problem that differs in its scalars' numbers alone, a copy: its plans and launchers are the same."""
+        known = self._problems.get(_but_numbers(key, self.scalars)) if key is not None and self.scalars else None
+        return known and known.of_numbers(options[-self.scalars :])
 
     def case_of_batch(self, case: Case, batch: int) -> Case:
         """A case with another batch."""
@@ -341,7 +386,7 @@ class Op:
             if isinstance(t, Whole):
                 counts = t.counts if batch == t.shape[0] else None  # which are of as many rows
                 return replace(t, shape=(batch, *t.shape[1:]), counts=counts)
-            return None if t is None else (batch, *t[1:])
+            return t if t is None or isinstance(t, Scalar) else (batch, *t[1:])
 
         every = "batched" in case.tags
         tensors = tuple(resized(t) if every or i in self.batched else t for i, t in enumerate(case.tensors))
@@ -352,13 +397,15 @@ class Op:
         check(self.name, self.contract, dict(zip(self.arguments, args, strict=True)))
 
     def cast(self, tensors: Sequence[Any], raw: Sequence[Any]) -> Sequence[Any]:
-        """The tensors as torch's autocast would have them, where it is on."""
+        """The tensors as torch's autocast would have them, where it is on; scalars stay as they are."""
         x, way = tensors[0], self.autocast(*raw)
         if way == "none" or not binding.autocasts(x):
             return tensors
         dtype = torch.float32 if way == "fp32" else torch.get_autocast_dtype(x.device.type)
         eligible = (torch.float32, torch.float16, torch.bfloat16)
-        return [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors]
+        own = len(tensors) - self.scalars
+        cast = [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors[:own]]
+        return [*cast, *tensors[own:]]
 
     def plain(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> Any:
         """The reference, in the dtypes that the tensors have."""
@@ -367,6 +414,25 @@ class Op:
 
     def public(self, outs: Sequence[Any]) -> Any:
         return outs[0] if self.returns == 1 else tuple(outs[: self.returns])
+
+    def _numbers_as_tensors(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+        """Scalars of traced code, where a number would be a constant that it is compiled for."""
+        x, own = tensors[0], self.tensors - self.scalars
+        one = x.new_ones((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        found = zip(tensors[own:], options[-self.scalars :], strict=True)
+        made = [t if number is None else one * number for t, number in found]
+        return [*tensors[:own], *made], [*options[: -self.scalars], *[None] * self.scalars]
+
+
+def _but_numbers(key: tuple[Any, ...], scalars: int) -> tuple[Any, ...]:
+    """The key of a problem without its scalars' numbers."""
+    raw = key[0]
+    return ((*raw[:-scalars], *[n is None for n in raw[-scalars:]], "and numbers"), *key[1:])
+
+
+def number_or_none(tensor: torch.Tensor | None, number: float | None, used: bool = True) -> float | None:
+    """A scalar in canonical form: None where it is a tensor, or not used."""
+    return None if number is None or tensor is not None or not used else float(number)
 
 
 def differentiable(tensors: Sequence[torch.Tensor | None]) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from ... import products
 from ...op import Op
+from ..similarity_weight import numbers_of_kind
 from ..similarity_weight.reference import autocast
 from .cases import CASES, draw
 from .contract import CONTRACT
@@ -12,12 +13,14 @@ from .rivals import RIVALS
 
 
 def canonical(tensors, kind, k, gamma, eps):
-    return (kind, k, None if gamma is None else float(gamma), float(eps))
+    return (kind, k, *numbers_of_kind(tensors[-2:], kind, gamma, eps))
 
 
 NEAREST = Op(
     name="nearest",
-    schema="(Tensor x, Tensor features, str kind, int k, float? gamma, float eps)",
+    schema="(Tensor x, Tensor features, Tensor? gamma_tensor, Tensor? eps_tensor, "
+    "str kind, int k, float? gamma, float? eps)",
+    scalars=2,
     outputs=5,  # values, indices, squares of the rows of x, and of features, values before they are rounded
     returns=2,
     contract=CONTRACT,

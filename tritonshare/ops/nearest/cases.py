@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ...op import Case
+from ...op import Case, Scalar
+from ..similarity_weight.cases import apart
 from ..similarity_weight.reference import KINDS
 from .problem import LENGTH
 
@@ -12,7 +13,8 @@ from .problem import LENGTH
 def case(name, tags, x, features, kind="euclidean", k=1, **options) -> Case:
     if kind == "rbf":
         options.setdefault("gamma", 1 / x[-1])
-    return Case(name, tuple(tags.split()), (x, features), {"kind": kind, "k": k, **options})
+    scalars, options = apart(("gamma", "eps"), options)
+    return Case(name, tuple(tags.split()), (x, features, *scalars), {"kind": kind, "k": k, **options})
 
 
 CASES = (
@@ -29,6 +31,8 @@ CASES = (
     case("whole_pieces", "edge", (LENGTH, 2), (2, 2), "projection", k=2),
     case("norm_of_eps", "kinks", (9, 1), (6, 1), "cosine", eps=2.0),
     case("wide_projection", "edge", (3, 300), (4, 300), "projection", k=2),
+    case("rbf_of_a_tensor", "tiny scalars", (5, 7), (21, 7), "rbf", k=2, gamma=Scalar(0.125)),
+    case("cosine_of_a_tensor", "edge", (6, 9), (5, 9), "cosine", k=3, eps=Scalar(3.0, (1,))),
     # inputs and their feature maps; a search among many
     case("few_features", "layer", (8192, 64), (64, 64), "sqeuclidean"),
     *(case(f"features_{kind}", "layer chips", (65536, 128), (512, 128), kind) for kind in ("euclidean", "cosine")),
@@ -36,6 +40,7 @@ CASES = (
     case("features_8", "layer chips", (65536, 128), (512, 128), k=8),
     case("search", "layer", (16384, 64), (65536, 64)),
     case("search_8", "layer chips", (16384, 64), (65536, 64), k=8),
+    case("features_of_a_tensor", "codegen", (65536, 128), (512, 128), "rbf", gamma=Scalar(0.125)),
     case("search_cosine_64", "codegen", (16384, 256), (65536, 256), "cosine", k=64),
 )
 

@@ -11,7 +11,8 @@ from ..similarity_weight.reference import reference as similarities
 
 def _all(tensors, options):
     """All similarities, on the same path."""
-    return SIMILARITY_WEIGHT(*tensors, options["kind"], options.get("gamma"), options.get("eps", 1e-8)).detach()
+    of_kind = (options["kind"], options.get("gamma"), options.get("eps", 1e-8))
+    return SIMILARITY_WEIGHT(*tensors, None, None, *of_kind).detach()
 
 
 def values_are_the_best_similarities(run, tensors, options):

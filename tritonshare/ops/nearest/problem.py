@@ -13,7 +13,7 @@ from ... import launch
 from ...kernels.geometry import ceil_div
 from ...op import Cost
 from ...plan import STAGES, WARPS, Device, Plan, around, power_of_two
-from ..similarity_weight.problem import RowsProblem, in_steps
+from ..similarity_weight.problem import RowsProblem, in_steps, total
 
 SIZES = {
     "forward": ("BLOCK_M", "BLOCK_N", "BLOCK_RED"),
@@ -99,8 +99,8 @@ class PairsProblem(RowsProblem):
     op = ""
     passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_features": (1,)}
 
-    def __init__(self, tensors, options, kind: str, count: int, gamma: float | None, eps: float) -> None:
-        super().__init__(tensors, options, kind, gamma, eps)
+    def __init__(self, tensors, options, kind: str, count: int, scalars: int = 2) -> None:
+        super().__init__(tensors, options, kind, scalars)
         self.count = count
         self.saves = (self.functions.factor_x is not None, self.functions.factor_y is not None)
         # values are read again for slopes of distances, and in the gradient through a norm of features
@@ -170,6 +170,10 @@ class PairsProblem(RowsProblem):
         return self._launcher("backward_features", sizes, THROUGH=of.through_y, SLOPE=of.slope)
 
     @cached_property
+    def _number_sums(self) -> launch.Launcher:
+        return self._launcher("number_sums", self.plans["backward_x"], BY_NUMBER=self.functions.by_number)
+
+    @cached_property
     def _sum_pieces(self) -> launch.Launcher:
         from ...kernels import segment
 
@@ -184,7 +188,7 @@ class PairsProblem(RowsProblem):
             return *squares, None
         return *squares, torch.empty(values.shape, dtype=torch.float32, device=self.device)
 
-    def _choose(self, x, y, values, indices, s, t, exact) -> None:
+    def _choose(self, x, y, scalars, values, indices, s, t, exact) -> None:
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         x, y = x.contiguous(), y.contiguous()
         s, t = self.squares(x, y, s, t)
@@ -195,10 +199,11 @@ class PairsProblem(RowsProblem):
         partial = None
         if splits > 1:
             partial = torch.empty((splits, matrices * m, self._top), dtype=torch.int64, device=self.device)
+        gamma, eps = self.scalars(scalars)[:2]
         given = (x, y, values, exact, indices, s, t, partial)
-        self._forward(splits * programs, *given, m, self.n, rows, self.gamma, self.eps)
+        self._forward(splits * programs, *given, m, self.n, rows, gamma, eps)
         if partial is not None:
-            self._merge(splits)(matrices * m, partial, values, exact, indices, splits, matrices * m, self.gamma)
+            self._merge(splits)(matrices * m, partial, values, exact, indices, splits, matrices * m, gamma)
 
     def splits(self, programs: int) -> tuple[int, int]:
         """In how many parts the rows of y are searched, and the rows of each: about two programs a processor where one
@@ -208,7 +213,7 @@ class PairsProblem(RowsProblem):
             wanted = min(ceil_div(2 * self.facts.processors, programs), MERGED // self._top)
         return in_steps(self.n, wanted)
 
-    def _gradients(self, grad, x, y, values, indices, s, t, exact, needs) -> list[torch.Tensor | None]:
+    def _gradients(self, grad, x, y, scalars, values, indices, s, t, exact, needs) -> list[torch.Tensor | None]:
         dx, dy = (
             torch.empty(of.shape, dtype=self.dtype, device=self.device) if needed else None
             for of, needed in zip((x, y), needs, strict=True)
@@ -216,17 +221,29 @@ class PairsProblem(RowsProblem):
         x, y, grad = x.contiguous(), y.contiguous(), grad.contiguous()
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         read = (exact if self.keeps_exact else values) if self.reads_values else None
+        gamma, eps = self.scalars(scalars)[:2]
         if dx is not None and dx.numel():
             grid = matrices * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
             slopes = read if self.distance else None
-            self._backward_x(grid, x, y, grad, slopes, indices, s, t, dx, m, self.n, self.gamma, self.eps)
+            self._backward_x(grid, x, y, grad, slopes, indices, s, t, dx, m, self.n, gamma, eps)
         if dy is not None and grad.numel() == 0:
             dy.zero_()
         elif dy is not None:
-            self._gradient_of_features(grad, x, y, read, indices, s, t, dy)
+            self._gradient_of_features(grad, x, y, read, indices, s, t, dy, gamma, eps)
         return [dx, dy]
 
-    def _gradient_of_features(self, grad, x, y, values, indices, s, t, dy) -> None:
+    def _gradients_of_scalars(self, grad, x, y, scalars, indices, s, t, needs) -> list[torch.Tensor | None]:
+        found: list[torch.Tensor | None] = [None] * len(scalars)
+        if any(needs):  # of the kind's own number: no other can be a tensor
+            sums, m = self._partial(*x.shape[:-1]), x.shape[-2]
+            if sums.numel():
+                grid = x.shape[:-2].numel() * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
+                given = (x.contiguous(), y.contiguous(), grad.contiguous(), indices, s, t, sums, m, self.n)
+                self._number_sums(grid, *given, *self.scalars(scalars)[:2])
+            found[self.own_number] = total(sums, scalars[self.own_number])
+        return found
+
+    def _gradient_of_features(self, grad, x, y, values, indices, s, t, dy, gamma, eps) -> None:
         matrices = x.shape[:-2].numel()
         count, pairs = matrices * self.n, grad.numel()
         rows = indices.reshape(matrices, -1)
@@ -241,9 +258,8 @@ class PairsProblem(RowsProblem):
         if later:
             partial = torch.empty((2 * (pairs // length), self.k), dtype=torch.float32, device=self.device)
         self._backward_features(
-            (count + later) * blocks, x, y, grad, values, s, t, order, ids, starts, dy, partial, count, self.gamma,
-            self.eps,
-        )  # fmt: skip
+            (count + later) * blocks, x, y, grad, values, s, t, order, ids, starts, dy, partial, count, gamma, eps
+        )
         if later:
             self._sum_pieces((later + 1) * blocks, partial, ids, starts, dy, count)
 
@@ -276,28 +292,30 @@ class NearestProblem(PairsProblem):
     op = "nearest"
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        kind, count, gamma, eps = options
-        super().__init__(tensors, options, kind, count, gamma, eps)
+        super().__init__(tensors, options, *options[:2])
 
-    def allocate(self, x, features, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+    def allocate(self, x, features, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         shape = (*x.shape[:-1], self.count)
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
         indices = torch.empty(shape, dtype=torch.int64, device=self.device)
         return values, indices, *self.allocate_saved(x, features, values, save)
 
-    def forward(self, x, features, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+    def forward(self, x, features, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = self.allocate(x, features, save=save)
-        self._choose(x, features, *outs)
+        self._choose(x, features, scalars, *outs)
         return outs
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         return [
-            torch.empty(t.shape, dtype=self.dtype, device=self.device) if needed else None
+            torch.empty(t.shape, dtype=t.dtype, device=self.device) if needed else None
             for t, needed in zip(tensors, needs, strict=True)
         ]
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
-        return self._gradients(grad, *tensors, *outs, needs)
+        x, features, *scalars = tensors
+        _, indices, s, t, _ = outs
+        of_scalars = self._gradients_of_scalars(grad, x, features, scalars, indices, s, t, needs[2:])
+        return [*self._gradients(grad, x, features, scalars, *outs, needs[:2]), *of_scalars]
 
     def scratch(self, batch: int) -> int:
         """The indices are public, too."""

@@ -16,7 +16,7 @@ def all_pairs(options):
     of = similarities((kind, gamma, eps))
     smallest = kind in DISSIMILARITIES
 
-    def run(x, y):
+    def run(x, y, *_):
         w = of(x, y)
         if k == 1:
             best = w.min(-1, keepdim=True) if smallest else w.max(-1, keepdim=True)
@@ -35,7 +35,7 @@ def cdist(options):
     if kind != "euclidean":
         raise Unavailable(f"it has no {kind}")
 
-    def run(x, y):
+    def run(x, y, *_):
         if x.dtype in (torch.float16, torch.bfloat16):
             raise Unavailable("torch.cdist takes no half precision")
         d = torch.cdist(x, y)
@@ -48,7 +48,7 @@ def keops(options):
     kind, k, gamma, _ = options
     pairs = lazy_pairs(kind, gamma)
 
-    def run(x, y):
+    def run(x, y, *_):
         w, axis = pairs(x, y), x.dim() - 1
         return w.Kmin(k, dim=axis) if kind in DISSIMILARITIES else -(-w).Kmin(k, dim=axis)
 

@@ -2,7 +2,8 @@
 kernels/similarity_reduce.py, and kernels/nearest.py for the maximum."""
 
 from ... import products
-from ...op import Op
+from ...op import Op, number_or_none
+from ..similarity_weight import numbers_of_kind
 from ..similarity_weight.reference import autocast
 from .cases import CASES, draw
 from .contract import CONTRACT
@@ -13,12 +14,15 @@ from .rivals import RIVALS
 
 
 def canonical(tensors, reduce, kind, gamma, eps, temperature):
-    return (reduce, kind, None if gamma is None else float(gamma), float(eps), float(temperature))
+    of_temperature = number_or_none(tensors[-1], temperature, reduce == "softmax_matmul")
+    return (reduce, kind, *numbers_of_kind(tensors[-3:-1], kind, gamma, eps), of_temperature)
 
 
 SIMILARITY_REDUCE = Op(
     name="similarity_reduce",
-    schema="(Tensor x, Tensor y, Tensor? values, str reduce, str kind, float? gamma, float eps, float temperature)",
+    schema="(Tensor x, Tensor y, Tensor? values, Tensor? gamma_tensor, Tensor? eps_tensor, Tensor? temperature_tensor, "
+    "str reduce, str kind, float? gamma, float? eps, float? temperature)",
+    scalars=3,
     outputs=5,  # and what is saved: indices, squares and values of a maximum, or a softmax's maximum and sum
     contract=CONTRACT,
     canonical=canonical,

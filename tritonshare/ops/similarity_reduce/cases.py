@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ...op import Case
+from ...op import Case, Scalar
+from ..similarity_weight.cases import apart
 from ..similarity_weight.reference import KINDS
 from .contract import REDUCTIONS
 
@@ -14,9 +15,11 @@ def case(name, tags, x, y, reduce, kind="projection", columns=0, **options) -> C
     if kind == "rbf":
         options.setdefault("gamma", 1 / x[-1])
     values = (*y[:-1], columns) if columns else None
-    return Case(name, tuple(tags.split()), (x, y, values), {"reduce": reduce, "kind": kind, **options})
+    scalars, options = apart(("gamma", "eps", "temperature"), options)
+    return Case(name, tuple(tags.split()), (x, y, values, *scalars), {"reduce": reduce, "kind": kind, **options})
 
 
+MIX = "softmax_matmul"
 CASES = (
     case("ragged", "tiny laws", (5, 7), (6, 7), "softmax_matmul", columns=3),
     case("max", "tiny laws", (5, 7), (19, 7), "max", "euclidean"),
@@ -34,12 +37,32 @@ CASES = (
     case("wide_sum", "edge", (3, 150), (4, 150), "sum"),
     case("one", "edge", (1, 3), (1, 3), "max", "dot"),
     case("empty", "edge", (0, 3), (4, 3), "softmax_matmul", "rbf", columns=2),
+    case("of_tensors", "tiny scalars", (5, 7), (21, 7), MIX, "rbf", 3, gamma=Scalar(0.125), temperature=Scalar(0.5)),
+    case(
+        "cosine_of_tensors", "edge", (6, 5), (18, 5), MIX, "cosine", 2, eps=Scalar(2.0), temperature=Scalar(0.5, (1,))
+    ),
+    case("euclidean_of_a_tensor", "edge", (5, 7), (21, 7), "softmax_matmul", "euclidean", 3, temperature=Scalar(2.0)),
+    case("sum_of_a_tensor", "edge", (5, 7), (21, 7), "sum", "rbf", gamma=Scalar(0.125)),
+    case("sum_cosine_of_a_tensor", "edge", (5, 7), (21, 7), "sum", "cosine", eps=Scalar(2.5)),
+    case("max_of_a_tensor", "edge", (5, 7), (21, 7), "max", "rbf", gamma=Scalar(0.125)),
+    case("max_cosine_of_a_tensor", "edge", (5, 7), (21, 7), "max", "cosine", eps=Scalar(2.5)),
     case("small_sum", "layer", (2048, 64), (256, 64), "sum"),
     case("sum_projection", "layer", (16384, 128), (16384, 128), "sum"),
     case("sum_rbf", "layer chips", (16384, 128), (16384, 128), "sum", "rbf"),
     case("max_cosine", "layer", (16384, 128), (16384, 128), "max", "cosine"),
     case("attention_dot", "layer", (16384, 128), (16384, 128), "softmax_matmul", "dot", columns=64),
     case("attention_cosine", "layer chips", (16384, 128), (16384, 128), "softmax_matmul", "cosine", columns=64),
+    case(
+        "attention_of_tensors",
+        "codegen",
+        (16384, 128),
+        (16384, 128),
+        MIX,
+        "rbf",
+        64,
+        gamma=Scalar(0.125),
+        temperature=Scalar(0.5),
+    ),
     case("attention_euclidean", "codegen", (16384, 128), (16384, 128), "softmax_matmul", "euclidean", columns=64),
 )
 

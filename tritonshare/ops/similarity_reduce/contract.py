@@ -6,7 +6,7 @@ import torch
 
 from ... import check
 from ..nearest.contract import some_columns
-from ..similarity_weight.contract import MAX_COLUMNS, of_a_kind, positive, two_matrices
+from ..similarity_weight.contract import MAX_COLUMNS, of_a_kind, two_matrices
 
 REDUCTIONS = ("sum", "max", "softmax_matmul")
 
@@ -36,11 +36,11 @@ def _axes(a):
 
 
 def _temperature(a):
-    value = a["temperature"]
-    wrong = positive(value)
-    if wrong is None and value != 1 and a["reduce"] != "softmax_matmul":
-        return f"belongs to reduce 'softmax_matmul', but reduce is {a['reduce']!r}"
-    return wrong
+    if a["reduce"] == "softmax_matmul":
+        return check.scalar(a, "temperature", "x")
+    if a["temperature_tensor"] is None and a["temperature"] in (None, 1):
+        return None
+    return f"belongs to reduce 'softmax_matmul', but reduce is {a['reduce']!r}"
 
 
 CONTRACT = (
@@ -54,8 +54,9 @@ CONTRACT = (
     check.relation(
         "temperature",
         _temperature,
-        *(lambda a, t=t: {"temperature": t} for t in (0.0, -1.0, float("nan"), "1")),
+        *(lambda a: {"temperature": 0.0}, *check.no_scalars("temperature")),
         lambda a: {"reduce": "sum", "values": None, "temperature": 2.0},
+        lambda a: {"reduce": "sum", "values": None, "temperature_tensor": torch.ones(())},
     ),
     check.same_dtype("values", "x"),
     check.same_device("values", "x"),

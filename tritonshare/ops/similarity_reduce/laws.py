@@ -9,7 +9,8 @@ from ..similarity_weight import SIMILARITY_WEIGHT
 
 def _all(tensors, options):
     """All similarities, on the same path."""
-    return SIMILARITY_WEIGHT(*tensors[:2], options["kind"], options.get("gamma"), options.get("eps", 1e-8)).detach()
+    of_kind = (options["kind"], options.get("gamma"), options.get("eps", 1e-8))
+    return SIMILARITY_WEIGHT(*tensors[:2], None, None, *of_kind).detach()
 
 
 def sum_and_maximum_are_those_of_all_similarities(run, tensors, options):

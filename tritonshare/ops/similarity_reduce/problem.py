@@ -15,7 +15,7 @@ from ...kernels.geometry import ceil_div
 from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around, power_of_two
 from ..nearest.problem import PairsProblem
-from ..similarity_weight.problem import RowsProblem
+from ..similarity_weight.problem import RowsProblem, total
 from ..similarity_weight.reference import DISSIMILARITIES
 
 BACKWARD = "backward"  # the kernel of the gradients of both matrices
@@ -37,8 +37,7 @@ class MaximumProblem(PairsProblem):
     kept: tuple[bool, ...]
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        _, kind, gamma, eps, _ = options
-        super().__init__(tensors, options, kind, 1, gamma, eps)
+        super().__init__(tensors, options, options[1], 1, scalars=3)
 
     def keys(self) -> tuple[Any, Any]:
         code = self._code
@@ -46,22 +45,24 @@ class MaximumProblem(PairsProblem):
             return code.nan_nearest_first, code.nan_nearest_number
         return code.largest_first, code.largest_number
 
-    def allocate(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+    def allocate(self, x, y, values, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         out = torch.empty(x.shape[:-1], dtype=self.dtype, device=self.device)
         indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=self.device) if save else None
         return out, indices, *self.allocate_saved(x, y, out, save)
 
-    def forward(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+    def forward(self, x, y, values, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = self.allocate(x, y, values, save=save)
-        self._choose(x, y, *outs)
+        self._choose(x, y, scalars, *outs)
         return outs
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         return _gradients(tensors, needs)
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
-        x, y, _ = tensors
-        return [*self._gradients(grad, x, y, *outs, needs[:2]), None]
+        x, y, _, *scalars = tensors
+        _, indices, s, t, _ = outs
+        of_scalars = self._gradients_of_scalars(grad, x, y, scalars, indices, s, t, needs[3:])
+        return [*self._gradients(grad, x, y, scalars, *outs, needs[:2]), None, *of_scalars]
 
 
 def _gradients(tensors, needs) -> list[torch.Tensor | None]:
@@ -151,10 +152,8 @@ class TotalProblem(RowsProblem):
     op = "similarity_reduce"
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        _, kind, gamma, eps, temperature = options
-        super().__init__(tensors, options, kind, gamma, eps)
+        super().__init__(tensors, options, options[1], scalars=3)
         values = tensors[2]
-        self.scale = (-1 if kind in DISSIMILARITIES else 1) / temperature
         self.d = 0 if values is None else int(values.shape[-1])
         self.passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
         if self.d:
@@ -196,9 +195,10 @@ class TotalProblem(RowsProblem):
             used = replace(used, blocks=tuple(b for b in used.blocks if b[0] != without))
         factors = (of.factor_y, of.factor_x) if swapped else (of.factor_x, of.factor_y)
         constants |= {"FACTOR_X": factors[0], "FACTOR_Y": factors[1], "VALUE": of.value, "K": self.k}
-        constants |= {"NEAR": self._near, **self._numbers}
+        constants = {"NEAR": self._near, **self._numbers, **constants}
         if self.d or pass_ != "forward":
             constants["D"] = self.d
+            constants["SIGN"] = -1 if self.kind in DISSIMILARITIES else 1
         code = getattr(self._code, kernel or used.variant or pass_)
         return launch.Launcher(code, constants, used, self.device, **self.facts.unspilled)
 
@@ -209,6 +209,13 @@ class TotalProblem(RowsProblem):
     @cached_property
     def _deltas(self) -> launch.Launcher:
         return self._launcher("backward_x", kernel="deltas", without="BLOCK_C")
+
+    @cached_property
+    def _number_sums(self) -> launch.Launcher:
+        # what is summed up to the gradient of gamma cancels: there, all distances are computed from differences
+        near = {"NEAR": float("inf")} if self.kind == "rbf" else {}
+        by_number = self.functions.by_number
+        return self._launcher("backward_x", kernel="number_sums", without="BLOCK_C", BY_NUMBER=by_number, **near)
 
     @cached_property
     def _backward_x(self) -> launch.Launcher:
@@ -247,7 +254,7 @@ class TotalProblem(RowsProblem):
 
     # The way of the tensors.
 
-    def allocate(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+    def allocate(self, x, y, values, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         shape = (*x.shape[:-1], self.d) if self.d else x.shape[:-1]
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
         saved = save and self.d
@@ -256,23 +263,25 @@ class TotalProblem(RowsProblem):
         )
         return out, high, unit, None, None
 
-    def forward(self, x, y, values, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
+    def forward(self, x, y, values, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = out, high, unit, *_ = self.allocate(x, y, values, save=save)
         if out.numel() == 0:
             return outs
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         splits, rows = self.splits_of_y()
         partial = self._partial(splits, *out.shape) if splits > 1 else None
-        grid, numbers = splits * self._grid("forward", matrices, m, self.d), (m, self.n, rows, self.gamma, self.eps)
+        grid, numbers = splits * self._grid("forward", matrices, m, self.d), (m, self.n, rows)
+        gamma, eps, temperature = self.scalars(scalars)
         x, y = x.contiguous(), y.contiguous()
         rows_given = (x, y, *self.squares(x, y))
         if not self.d:
-            self._forward(grid, *rows_given, out, partial, *numbers)
+            self._forward(grid, *rows_given, out, partial, *numbers, gamma, eps)
             if partial is not None:
                 self._add(self._adders["forward"], partial, out)
             return outs
         ends = None if partial is None else self._partial(splits, *x.shape[:-1], 2)
-        self._forward(grid, *rows_given, values.contiguous(), out, high, unit, partial, ends, *numbers, self.scale)
+        numbers = (*numbers, gamma, eps, temperature)
+        self._forward(grid, *rows_given, values.contiguous(), out, high, unit, partial, ends, *numbers)
         if partial is not None:
             sizes, count = self._merge.plan, matrices * m
             grid = ceil_div(count, sizes["BLOCK_M"]) * ceil_div(self.d, sizes["BLOCK_C"])
@@ -288,39 +297,55 @@ class TotalProblem(RowsProblem):
         return _gradients(tensors, needs)
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
-        dx, dy, dv = grads = _gradients(tensors, needs)
         if grad.numel() == 0:
-            for t in grads:
-                if t is not None:
-                    t.zero_()
-            return grads
-        x, y, values = (None if t is None else t.contiguous() for t in tensors)
+            return [torch.zeros_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
+        dx, dy, dv = _gradients(tensors[:3], needs[:3])
+        x, y, values = (None if t is None else t.contiguous() for t in tensors[:3])
+        scalars = self.scalars(tensors[3:])
         grad = grad.contiguous()
         _, high, unit, *_ = outs
         s, t = self.squares(x, y)
-        delta = self._delta(x, y, s, t, grad, values, high, unit) if self.d and any(needs[:2]) else None
+        delta = None
+        if self.d and any((*needs[:2], *needs[3:])):
+            delta = self._delta(x, y, s, t, grad, values, high, unit, scalars)
         softmax = (grad, values, high, unit, delta)
         if dx is not None:
-            self._gradient("backward_x", dx, x, y, s, t, *softmax)
+            self._gradient("backward_x", dx, x, y, s, t, scalars, *softmax)
         if dy is not None:
-            self._gradient("backward_y", dy, y, x, t, s, *softmax)
+            self._gradient("backward_y", dy, y, x, t, s, scalars, *softmax)
         if dv is not None:
             matrices, m = x.shape[:-2].numel(), x.shape[-2]
             splits, rows = self.splits_of_x(matrices, m, self.d)
             partial = self._partial(splits, *dv.shape) if splits > 1 else None
             grid = splits * self._grid("backward_values", matrices, self.n, self.d)
-            numbers = (self.n, m, rows, self.gamma, self.eps, self.scale)
+            numbers = (self.n, m, rows, *scalars)
             self._backward_values(grid, y, x, t, s, grad, high, unit, dv, partial, *numbers)
             if partial is not None:
                 self._add(self._adders["backward_values"], partial, dv)
-        return grads
+        return [dx, dy, dv, *self._gradients_of_scalars(x, y, s, t, scalars, softmax, needs[3:])]
 
-    def _delta(self, x, y, s, t, grad, values, high, unit) -> torch.Tensor:
+    def _gradients_of_scalars(self, x, y, s, t, scalars, softmax, needs) -> list[torch.Tensor | None]:
+        """Of the scalars, as they are given to kernels; `softmax` is what `_gradient` takes."""
+        if not any(needs):
+            return [None] * len(needs)
+        splits, rows = self.splits_of_y()
+        sums = self._partial(splits, *x.shape[:-1], 6 if self.d else 1)
+        grid = splits * x.shape[:-2].numel() * ceil_div(x.shape[-2], self.plans["backward_x"]["BLOCK_M"])
+        self._number_sums(grid, x, y, s, t, *softmax, sums, x.shape[-2], self.n, rows, *scalars)
+        number, *of_softmax = sums.sum(0, dtype=torch.float64).unbind(-1)
+        parts = [number, number]  # of gamma or eps, whichever the kind has
+        if self.d:
+            number_mean, heat, heat_mean, rest, mass = of_softmax
+            sign = 1 if self.kind in DISSIMILARITIES else -1
+            parts = [number - rest * number_mean / mass] * 2 + [(heat - rest * heat_mean / mass) * sign]
+        return [total(parts[i], scalars[i]) if needed else None for i, needed in enumerate(needs)]
+
+    def _delta(self, x, y, s, t, grad, values, high, unit, scalars) -> torch.Tensor:
         """What is taken off a softmax's gradient, as two sums [..., M, 2]: their quotient."""
         splits, rows = self.splits_of_y()
         sums = self._partial(splits, *high.shape, 2)
         grid = splits * x.shape[:-2].numel() * ceil_div(x.shape[-2], self.plans["backward_x"]["BLOCK_M"])
-        numbers = (x.shape[-2], self.n, rows, self.gamma, self.eps, self.scale)
+        numbers = (x.shape[-2], self.n, rows, *scalars)
         self._deltas(grid, x, y, s, t, grad, values, high, unit, sums, *numbers)
         if splits == 1:
             return sums[0]
@@ -328,7 +353,7 @@ class TotalProblem(RowsProblem):
         self._add(self._adders["deltas"], sums, delta)
         return delta
 
-    def _gradient(self, name: str, dx, x, y, s, t, *softmax: torch.Tensor | None) -> None:
+    def _gradient(self, name: str, dx, x, y, s, t, scalars, *softmax: torch.Tensor | None) -> None:
         """The gradient of x, which may be either matrix."""
         of, swapped = self.functions, name == "backward_y"
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
@@ -338,9 +363,9 @@ class TotalProblem(RowsProblem):
         partial = None if finished else self._partial(splits, *dx.shape)
         launcher = self._backward_y if swapped else self._backward_x
         grid = splits * self._grid(name, matrices, m, self.k)
-        launcher(grid, x, y, s, t, *softmax, dx, partial, m, n, rows, self.gamma, self.eps, self.scale)
+        launcher(grid, x, y, s, t, *softmax, dx, partial, m, n, rows, *scalars)
         if partial is not None:
-            self._add(self._adders[name], partial, dx, x, s)
+            self._add(self._adders[name], partial, dx, x, s, scalars[1])
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)

@@ -17,7 +17,7 @@ def all_pairs(options):
     of = similarities(tuple(of_kind))
     sign = -1 if of_kind[0] in DISSIMILARITIES else 1
 
-    def run(x, y, values):
+    def run(x, y, values, *_):
         w = of(x, y)
         if reduce == "softmax_matmul":
             return torch.softmax(w * (sign / temperature), -1) @ values
@@ -36,7 +36,7 @@ def attention(options):
     if reduce != "softmax_matmul" or kind in DISTANCES:
         raise Unavailable(f"it has no {reduce} of {kind}")
 
-    def run(x, y, values):
+    def run(x, y, values, *_):
         if kind == "cosine":
             x, y = F.normalize(x, dim=-1, eps=eps), F.normalize(y, dim=-1, eps=eps)
         elif kind == "projection":
@@ -53,7 +53,7 @@ def keops(options):
     reduce, kind, gamma, _, temperature = options
     pairs, sign = lazy_pairs(kind, gamma), -1 if kind in DISSIMILARITIES else 1
 
-    def run(x, y, values):
+    def run(x, y, values, *_):
         w, axis = pairs(x, y), x.dim() - 1
         if reduce == "softmax_matmul":
             lazy = type(w)(values.unsqueeze(-3))

@@ -1,7 +1,7 @@
 """similarity_weight: similarities of all rows of x to all rows of y. Device code: kernels/similarity.py."""
 
 from ... import products
-from ...op import Op
+from ...op import Op, number_or_none
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
@@ -11,12 +11,17 @@ from .rivals import RIVALS
 
 
 def canonical(tensors, kind, gamma, eps):
-    return (kind, None if gamma is None else float(gamma), float(eps))
+    return (kind, *numbers_of_kind(tensors[-2:], kind, gamma, eps))
+
+
+def numbers_of_kind(tensors, kind, gamma, eps):
+    return number_or_none(tensors[0], gamma), number_or_none(tensors[1], eps, kind == "cosine")
 
 
 SIMILARITY_WEIGHT = Op(
     name="similarity_weight",
-    schema="(Tensor x, Tensor y, str kind, float? gamma, float eps)",
+    schema="(Tensor x, Tensor y, Tensor? gamma_tensor, Tensor? eps_tensor, str kind, float? gamma, float? eps)",
+    scalars=2,
     outputs=3,  # similarities, squares of the rows of x, and of y
     contract=CONTRACT,
     canonical=canonical,

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import random
 
-from ...op import Case
+from ...op import Case, Scalar
 from .reference import KINDS
 
 
 def case(name, tags, x, y, kind="projection", **options) -> Case:
+    """A gamma or eps that is a Scalar is a tensor."""
     if kind == "rbf":
         options.setdefault("gamma", 1 / x[-1])
-    return Case(name, tuple(tags.split()), (x, y), {"kind": kind, **options})
+    scalars, options = apart(("gamma", "eps"), options)
+    return Case(name, tuple(tags.split()), (x, y, *scalars), {"kind": kind, **options})
+
+
+def apart(names, options):
+    """Of options those that are Scalars, None in the places of the others; and the options that are not."""
+    scalars = [options[name] if isinstance(options.get(name), Scalar) else None for name in names]
+    return scalars, {name: value for name, value in options.items() if not isinstance(value, Scalar)}
 
 
 CASES = (
@@ -31,6 +39,8 @@ CASES = (
     case("empty", "edge", (0, 3), (4, 3), "cosine"),
     case("wide_projection", "edge", (5, 150), (4, 150)),
     case("wide_cosine", "edge", (5, 150), (4, 150), "cosine"),
+    case("rbf_of_a_tensor", "tiny laws scalars", (5, 7), (6, 7), "rbf", gamma=Scalar(0.125)),
+    case("cosine_of_a_tensor", "edge", (20, 9), (35, 9), "cosine", eps=Scalar(3.0, (1,))),
     case("few_features", "layer", (8192, 64), (64, 64), "sqeuclidean"),
     # tall and narrow, square, wide; batches of small ones, and attention's
     *(case(f"features_{kind}", "layer", (65536, 128), (512, 128), kind) for kind in KINDS),
@@ -41,6 +51,8 @@ CASES = (
     case("wide", "layer", (2048, 4096), (2048, 4096)),
     case("small_batches", "layer batched", (4096, 32, 64), (4096, 32, 64)),
     case("small_batches_euclidean", "layer batched", (4096, 32, 64), (4096, 32, 64), "euclidean"),
+    case("rbf_of_a_large_tensor", "codegen", (4096, 256), (4096, 256), "rbf", gamma=Scalar(0.125)),
+    case("cosine_of_a_large_tensor", "codegen", (4096, 256), (4096, 256), "cosine", eps=Scalar(0.125)),
     case("ragged_columns", "codegen", (4096, 100), (1000, 100), "cosine"),
 )
 

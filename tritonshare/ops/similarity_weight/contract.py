@@ -60,33 +60,34 @@ def two_matrices(x: str, y: str) -> tuple[check.Clause, ...]:
     )  # fmt: skip
 
 
-def positive(value) -> str | None:
-    """What is wrong with a number that must be positive."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        return f"must be a positive number, but is {value!r}"
-    return None
-
-
-def of_a_kind() -> tuple[check.Clause, ...]:
-    """Clauses of kind, gamma and eps."""
+def of_a_kind(x: str = "x") -> tuple[check.Clause, ...]:
+    """Clauses of kind, gamma and eps, which are on the device of x."""
 
     def gamma(a):
-        value = a["gamma"]
-        if a["kind"] != "rbf":
-            return None if value is None else f"belongs to kind 'rbf', but kind is {a['kind']!r}"
-        return positive(value)
+        if a["kind"] == "rbf":
+            return check.scalar(a, "gamma", x)
+        if a["gamma"] is None and a["gamma_tensor"] is None:
+            return None
+        return f"belongs to kind 'rbf', but kind is {a['kind']!r}"
 
     def eps(a):
-        value = a["eps"]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            return f"must be a number that is not negative, but is {value!r}"
-        return None
+        if a["kind"] == "cosine":
+            return check.scalar(a, "eps", x, zero=True)
+        if a["eps_tensor"] is not None:
+            return f"as a tensor belongs to kind 'cosine', but kind is {a['kind']!r}"
+        return None if a["eps"] is None else check.scalar(a, "eps", x, zero=True)
 
+    def broken(kind, change):
+        return lambda a: {"kind": kind, "gamma": 1.0 if kind == "rbf" else None, **change(a)}
+
+    of_gamma = [lambda a: {"gamma": None}, lambda a: {"gamma": 0.0}, *check.no_scalars("gamma")]
+    of_others = [lambda a: {"gamma": 1.0}, lambda a: {"gamma_tensor": torch.ones(())}]
     return (
         check.choice("kind", KINDS),
-        check.relation("gamma", gamma, *(lambda a, g=g: {"kind": "rbf", "gamma": g} for g in (None, 0.0, -1.0, "1")),
-                       lambda a: {"kind": "dot", "gamma": 1.0}),
-        check.relation("eps", eps, lambda a: {"eps": -1.0}, lambda a: {"eps": float("nan")}, lambda a: {"eps": "x"}),
+        check.relation("gamma", gamma, *(broken("rbf", change) for change in of_gamma),
+                       *(broken("dot", change) for change in of_others)),
+        check.relation("eps", eps, broken("dot", lambda a: {"eps_tensor": torch.ones(())}),
+                       *(broken("cosine", change) for change in check.no_scalars("eps"))),
     )  # fmt: skip
 
 

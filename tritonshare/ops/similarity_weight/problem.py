@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -93,19 +94,39 @@ class Ladder:
 class RowsProblem(plan.Planned):
     """Rows of x compared with rows of y: what the problems of similarities have in common."""
 
-    def __init__(self, tensors, options, kind: str, gamma: float | None, eps: float) -> None:
+    def __init__(self, tensors, options, kind: str, scalars: int = 2) -> None:
+        """scalars: how many of the tensors, and of the options, are: the last ones."""
         from ...kernels.similarity import KINDS
 
         x, y = tensors[:2]
         self._rows = int(x.shape[1]) if x.dim() == 3 else None  # of x, where they are not the batch
-        super().__init__(tensors, options, products.matmul, (0,) if self._rows is None else range(len(tensors)))
-        self.kind, self.gamma, self.eps = kind, gamma or 0.0, eps
+        batched = (0,) if self._rows is None else range(len(tensors) - scalars)
+        numbers = options[-scalars:]
+        any_numbers = (None if number is None else "number" for number in numbers)
+        super().__init__(tensors, (*options[:-scalars], *any_numbers), products.matmul, batched)
+        self.kind, self.numbers = kind, numbers
         self.n, self.k = int(y.shape[-2]), int(y.shape[-1])
         self.functions = KINDS[kind]
         self.distance = kind in DISTANCES
         # whose rows' squares similarities need: of y only where of x, too
         self.squared = (self.distance or self.functions.factor_x is not None,
                         self.distance or self.functions.factor_y is not None)  # fmt: skip
+
+    def of_numbers(self, numbers: tuple[float | None, ...]) -> RowsProblem:
+        """The same problem, and what it has made already, with other numbers as scalars."""
+        other = copy(self)
+        other.numbers = numbers
+        return other
+
+    def scalars(self, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
+        """What kernels are given as scalars, of which these are tensors: they, or numbers; 1 for what is not used."""
+        numbers = (1.0 if number is None else number for number in self.numbers)
+        return [number if t is None else t for t, number in zip(tensors, numbers, strict=True)]
+
+    @property
+    def own_number(self) -> int | None:
+        """Which of the scalars the kind has: gamma, eps or none."""
+        return {"rbf": 0, "cosine": 1}.get(self.kind)
 
     @cached_property
     def _numbers(self) -> dict[str, Any]:
@@ -178,10 +199,10 @@ class RowsProblem(plan.Planned):
         constants = {"K": columns, "FACTOR": factor, "THROUGH": through}
         return launch.Launcher(similarity.finish, constants, self._flat(columns), self.device)
 
-    def _add(self, adder: launch.Launcher, partial: torch.Tensor, out: torch.Tensor, x=None, s=None) -> None:
+    def _add(self, adder: launch.Launcher, partial: torch.Tensor, out: torch.Tensor, x=None, s=None, eps=0.0) -> None:
         """`partial`, fp32 [splits, *out.shape], into `out`; with a factor, `x` and its squares."""
         count = out.numel() // adder.constants["K"]
-        adder(ceil_div(count, adder.plan["BLOCK_M"]), x, partial, s, out, len(partial), count, self.eps)
+        adder(ceil_div(count, adder.plan["BLOCK_M"]), x, partial, s, out, len(partial), count, eps)
 
     def _partial(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -189,6 +210,11 @@ class RowsProblem(plan.Planned):
     def _matrices(self, batch: int) -> tuple[int, int]:
         """How many matrices there are with a batch, and rows of x in each."""
         return (batch, self._rows) if self._rows is not None else (1, batch)
+
+
+def total(sums: torch.Tensor, scalar: torch.Tensor) -> torch.Tensor:
+    """The gradient of a scalar, whose parts these are. They cancel: hence fp64."""
+    return sums.sum(dtype=torch.float64).to(scalar.dtype).reshape(scalar.shape)
 
 
 def in_steps(rows: int, wanted: int) -> tuple[int, int]:
@@ -204,7 +230,7 @@ class SimilarityProblem(RowsProblem):
     passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        super().__init__(tensors, options, *options)
+        super().__init__(tensors, options, options[0])
         self.kept = (False, *self.squared)
 
     # Plans and launchers.
@@ -262,6 +288,16 @@ class SimilarityProblem(RowsProblem):
             for name, swapped, own, other in matrices
         }  # fmt: skip
 
+    @cached_property
+    def _number_sums(self) -> launch.Launcher:
+        """Of gamma, or of eps."""
+        own = self.plans["forward"]
+        sizes = {"BLOCK_M": 64, "BLOCK_N": power_of_two(self.n, 16, 64)}  # a second tile of pairs: fewer registers
+        if self.distance:
+            return self._launcher("gamma_sums", Plan.of(num_stages=1, **sizes))
+        plan = Plan.of(num_stages=own.num_stages, **sizes, BLOCK_RED=own["BLOCK_RED"])
+        return self._launcher("eps_sums", plan, **self._numbers)
+
     def _through(self, name: str) -> Any:
         return self.functions.through_y if name == "backward_y" else self.functions.through_x
 
@@ -273,49 +309,63 @@ class SimilarityProblem(RowsProblem):
 
     # The way of the tensors.
 
-    def allocate(self, x, y, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def allocate(self, x, y, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         w = torch.empty((*x.shape[:-1], self.n), dtype=self.dtype, device=self.device)
         return w, *self.empty_squares(x, y, self.kept[1:] if save else (False, False))
 
-    def forward(self, x, y, *, save: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def forward(self, x, y, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = w, s, t = self.allocate(x, y, save=save)
         x, y = x.contiguous(), y.contiguous()
-        self._compare(self._forward, x, y, w, *self.squares(x, y, s, t))
+        self._compare(self._forward, x, y, w, *self.squares(x, y, s, t), self.scalars(scalars))
         return outs
 
-    def _compare(self, launcher: launch.Launcher, x, y, w, s, t) -> None:
+    def _compare(self, launcher: launch.Launcher, x, y, w, s, t, scalars) -> None:
         """Similarities of the rows, contiguous, from their squares, into w."""
         matrices, rows = x.shape[:-2].numel(), x.shape[-2]
         sizes = self.plans["forward"]
         tiles = ceil_div(rows, sizes["BLOCK_M"]) * ceil_div(self.n, sizes["BLOCK_N"])
         if matrices * tiles:
             units = self.n // self._unit
-            launcher(matrices * tiles, x, y, w, s, t, rows, units, self.gamma, self.eps)
+            launcher(matrices * tiles, x, y, w, s, t, rows, units, *scalars)
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         return [
-            torch.empty(t.shape, dtype=self.dtype, device=self.device) if needed else None
+            torch.empty(t.shape, dtype=t.dtype, device=self.device) if needed else None
             for t, needed in zip(tensors, needs, strict=True)
         ]
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
-        x, y = tensors
+        x, y = tensors[:2]
         _, s, t = (out if kept else None for out, kept in zip(outs, self.kept, strict=True))
-        dx, dy = grads = self.allocate_gradients(tensors, needs)
-        x, y, q = x.contiguous(), y.contiguous(), None
-        if self.distance:
+        dx, dy = self.allocate_gradients(tensors[:2], needs[:2])
+        x, y, grad, q = x.contiguous(), y.contiguous(), grad.contiguous(), None
+        scalars = self.scalars(tensors[2:])
+        if self.distance and any(needs[:2]):
             # their squares are computed again, once for both gradients, so that no M x N is kept meanwhile; in fp32,
             # since of a short output a gradient would read what was rounded away
             q = torch.empty(grad.shape, dtype=torch.float32, device=self.device)
-            self._compare(self._square_distances, x, y, q, s, t)
-        read = (grad.contiguous(), q)
+            self._compare(self._square_distances, x, y, q, s, t, scalars)
         if dx is not None:
-            self._gradient("backward_x", dx, x, y, *read, s, t)
+            self._gradient("backward_x", dx, x, y, grad, q, s, t, *scalars)
         if dy is not None:
-            self._gradient("backward_y", dy, y, x, *read, t, s)
-        return grads
+            self._gradient("backward_y", dy, y, x, grad, q, t, s, *scalars)
+        return [dx, dy, *self._gradients_of_scalars(x, y, s, t, grad, scalars, needs[2:])]
 
-    def _gradient(self, name: str, dx, x, y, grad, q, s, t) -> None:
+    def _gradients_of_scalars(self, x, y, s, t, grad, scalars, needs) -> list[torch.Tensor | None]:
+        """Of the scalars, as they are given to kernels."""
+        found: list[torch.Tensor | None] = [None] * len(scalars)
+        if any(needs):  # of the kind's own number: no other can be a tensor
+            sizes, matrices, m = self._number_sums.plan, x.shape[:-2].numel(), x.shape[-2]
+            tiles_n = ceil_div(self.n, sizes["BLOCK_N"])
+            sums = self._partial(tiles_n, *x.shape[:-1])
+            if sums.numel():
+                read = (x, y, grad) if self.distance else (x, y, s, t, grad)
+                grid = matrices * ceil_div(m, sizes["BLOCK_M"]) * tiles_n
+                self._number_sums(grid, *read, sums, m, self.n, scalars[self.own_number])
+            found[self.own_number] = total(sums, scalars[self.own_number])
+        return found
+
+    def _gradient(self, name: str, dx, x, y, grad, q, s, t, gamma, eps) -> None:
         """The gradient of x, which may be either matrix."""
         sizes, unit, swapped = self.plans[name], self._unit, name == "backward_y"
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
@@ -329,9 +379,9 @@ class SimilarityProblem(RowsProblem):
         m_unit, n_unit = (unit, 1) if swapped else (1, unit)
         grid = matrices * splits * ceil_div(m, sizes["BLOCK_M"]) * tiles
         launcher = self._backwards[name]
-        launcher(grid, x, y, grad, q, s, t, dx, partial, m // m_unit, n // n_unit, rows, self.gamma, self.eps)
+        launcher(grid, x, y, grad, q, s, t, dx, partial, m // m_unit, n // n_unit, rows, gamma, eps)
         if partial is not None:
-            self._add(self._adders[name], partial, dx, x, s)
+            self._add(self._adders[name], partial, dx, x, s, eps)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)

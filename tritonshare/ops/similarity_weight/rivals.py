@@ -21,7 +21,7 @@ def prescaled(options):
     only(("projection", "cosine", "dot"), options)
     kind, _, eps = options
 
-    def run(x, y):
+    def run(x, y, *_):
         if kind == "projection":
             return (x / x.square().sum(-1, keepdim=True)) @ y.mT
         if kind == "cosine":
@@ -39,7 +39,7 @@ def cdist(options):
     only(DISTANCES, options)
     kind, gamma, _ = options
 
-    def run(x, y):
+    def run(x, y, *_):
         if x.dtype in (torch.float16, torch.bfloat16):
             raise Unavailable("torch.cdist takes no half precision")
         d = torch.cdist(x, y)
@@ -51,16 +51,16 @@ def cdist(options):
 def cosine_similarity(options):
     """torch's own function, which holds every product of every pair."""
     only(("cosine",), options)
-    return lambda x, y: F.cosine_similarity(x.unsqueeze(-2), y.unsqueeze(-3), dim=-1, eps=options[2])
+    return lambda x, y, *_: F.cosine_similarity(x.unsqueeze(-2), y.unsqueeze(-3), dim=-1, eps=options[2])
 
 
 def eager(options):
     """Distances by the expanded form, as one writes them for speed; else the reference."""
     kind, gamma, _ = options
     if kind not in DISTANCES:
-        return lambda x, y: reference(x, y, *options)
+        return lambda x, y, *_: reference(x, y, *options)
 
-    def run(x, y):
+    def run(x, y, *_):
         q = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2) - 2 * (x @ y.mT)
         q = q.clamp_min(0)
         return q.sqrt() if kind == "euclidean" else q if kind == "sqeuclidean" else torch.exp(-gamma * q)
@@ -94,7 +94,7 @@ def lazy_pairs(kind, gamma):
 def keops(options):
     """KeOps is asked for the whole matrix, and judged at what it is not made for."""
     pairs = lazy_pairs(*options[:2])
-    return lambda x, y: pairs(x, y) @ torch.eye(y.shape[-2], dtype=y.dtype, device=y.device)
+    return lambda x, y, *_: pairs(x, y) @ torch.eye(y.shape[-2], dtype=y.dtype, device=y.device)
 
 
 RIVALS = {
