@@ -246,8 +246,8 @@ def similarity_weight(
     y: torch.Tensor,
     *,
     kind: str = "projection",
-    gamma: float | None = None,
-    eps: float = 1e-8,
+    gamma: float | torch.Tensor | None = None,
+    eps: float | torch.Tensor = 1e-8,
 ) -> torch.Tensor:
     """Similarities of all rows of x to all rows of y, in one kernel.
 
@@ -260,8 +260,11 @@ def similarity_weight(
         kind: "projection"; "dot", x_i . y_j; "cosine", x_i . y_j / (max(|x_i|, eps) max(|y_j|, eps)); "euclidean",
             |x_i - y_j|; "sqeuclidean", its square; "rbf", exp(-gamma |x_i - y_j|^2). Distances of near rows are summed
             up from differences, so that nothing cancels.
-        gamma: of "rbf", positive; None for the others.
-        eps: of "cosine".
+        gamma: of "rbf", positive; None for the others. A number, or a floating-point tensor of one element on x's
+            device, such as a parameter: gradients go to it, nothing is compiled for a value, and the host never waits
+            for one, so that a tensor's value is not checked. The gradient is one sum over all pairs: where it cancels,
+            it can miss the numeric gate, as torch's own can.
+        eps: of "cosine", likewise; not negative.
 
     Returns:
         [..., M, N]. A row of zeros has projections and cosines of 0, with gradients of 0; so has a distance of 0.
@@ -290,8 +293,8 @@ def nearest(
     *,
     kind: str = "euclidean",
     k: int = 1,
-    gamma: float | None = None,
-    eps: float = 1e-8,
+    gamma: float | torch.Tensor | None = None,
+    eps: float | torch.Tensor = 1e-8,
 ) -> Nearest:
     """The k most similar rows of features to each row of x, without a similarity of every pair in memory.
 
@@ -323,9 +326,9 @@ def similarity_reduce(
     *,
     reduce: str,
     kind: str = "projection",
-    gamma: float | None = None,
-    eps: float = 1e-8,
-    temperature: float = 1.0,
+    gamma: float | torch.Tensor | None = None,
+    eps: float | torch.Tensor = 1e-8,
+    temperature: float | torch.Tensor = 1.0,
 ) -> torch.Tensor:
     """A reduction over the similarities of each row of x to all rows of y, which are never in memory.
 
@@ -337,8 +340,9 @@ def similarity_reduce(
             in float32), and NaN; "softmax_matmul", softmax(W / temperature, dim=-1) @ values, with -W for W where W is
             "euclidean" or "sqeuclidean": as in nearest, small distances count most.
         kind, gamma, eps: of similarity_weight.
-        temperature: of "softmax_matmul", positive. An error of W / temperature is one of an exponent: where that is
-            many times 1, as of squares of many columns, results have fewer digits, and some miss the numeric gate.
+        temperature: of "softmax_matmul", positive; a number or a tensor, as gamma. An error of W / temperature is one
+            of an exponent: where that is many times 1, as of squares of many columns, results have fewer digits, and
+            some miss the numeric gate.
 
     Returns:
         [..., M], or [..., M, D] of "softmax_matmul". Gradients go to x, y and values; of "max", to the maximum alone.
