@@ -12,7 +12,7 @@ PYTEST := $(RUN) -m pytest -q -n auto --dist worksteal
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
 OLDEST := PYTHONPATH=$(CURDIR)/.triton36
 
-.PHONY: train test lint reference interpreter codegen stub emulated oldest bench clean
+.PHONY: train test lint reference interpreter codegen stub emulated oldest bench mutants clean
 
 train: .venv/ready
 	.venv/bin/tritonshare train --out $(OUT) $(ARGS)
@@ -44,6 +44,10 @@ stub: .venv/ready
 # every op beside its rivals on a GPU; anywhere, host microseconds per call with the device stubbed out
 bench: .venv/ready
 	$(RUN) -m pytest bench --benchmark-columns=median,iqr,min,rounds $(ARGS)
+
+# a sample of wrong kernels, which the tests must tell; others with: make mutants ARGS="segment --each 20 --seed 1"
+mutants: .venv/ready
+	$(RUN) -m tests.mutants $(ARGS)
 
 oldest: .venv/ready .triton36/ready
 	$(OLDEST) $(PYTEST) -m '(stub or codegen or emulated and not repetition) and not once'
