@@ -299,14 +299,14 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
 def test_permissions_are_kept_and_new_files_follow_the_umask(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_bytes(b"")
-    old.chmod(0o640)
+    old.chmod(0o606)
     before = os.umask(0o027)
     try:
         files.replace({old: b"1", new: b"1", tmp_path / "said": b""}, mode=None)
         files.replace({tmp_path / "said": b""}, mode=0o604)
     finally:
         os.umask(before)
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("old", "new", "said")] == [0o640, 0o640, 0o604]
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("old", "new", "said")] == [0o606, 0o640, 0o604]
 
 
 @pytest.mark.parametrize("make", [a_folder, a_pipe, a_device, a_loop], ids=lambda make: make.__name__)
@@ -410,6 +410,21 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
     with files.held(path, "x"), pytest.raises(files.Busy), files.held(path, "x"):
         pass
     assert left(tmp_path) == []
+
+
+def test_a_lock_whose_holder_has_just_ended_is_taken_anew(tmp_path, monkeypatch):
+    path, lock, tries = tmp_path / ".lock", files._lock, []
+
+    def late(handle, wait):
+        if not tries:
+            path.unlink()  # its holder took it away between our opening and our locking it
+        tries.append(handle)
+        lock(handle, wait)
+
+    monkeypatch.setattr(files, "_lock", late)
+    with files.held(path, "x"), pytest.raises(files.Busy), files.held(path, "x"):
+        pass
+    assert len(tries) == 3
 
 
 @pytest.mark.parametrize("make", [a_folder, a_pipe, a_device, a_loop], ids=lambda make: make.__name__)

@@ -93,7 +93,7 @@ def compress(
     modes = modes_of(new)
     choice, rule = {group: found[-1] for group, found in candidates.items()}, ""
     if sample is not None:
-        set_modes(dict.fromkeys(modes, False))
+        set_modes({module: None if mode is None else False for module, mode in modes.items()})
     trial = None if sample is None else _Trial(new, sample)
     if trial and limited:
         for group, candidate in progress([(group, one) for group, found in candidates.items() for one in found]):
