@@ -40,7 +40,7 @@ import triton
 import triton.language as tl
 
 from .reduce import sum_splits
-from .tile import channels, dot, settled
+from .tile import channels, dot, stages_of
 
 
 @triton.jit
@@ -171,10 +171,11 @@ def forward(
     line = tl.minimum(row, tl.cast(N, tl.int64) - 1) * shared.count  # no mask: what is beyond is not stored
     pack: tl.constexpr = 32 // x_ptr.dtype.element_ty.primitive_bitwidth
 
+    stages: tl.constexpr = stages_of(pack == 1)  # w in registers
     y = tl.zeros([tall, rows], tl.float32)
     for split in range(first_split, first_split + SPLITS // apart):
         acc = tl.zeros([tall, rows], tl.float32)
-        for red in range(split * EACH, tl.minimum((split + 1) * EACH, shared.count), BLOCK_RED):
+        for red in tl.range(split * EACH, tl.minimum((split + 1) * EACH, shared.count), BLOCK_RED, num_stages=stages):
             w = load_weights(codes_ptr, book_ptr, first_k, red, shared, tall, BLOCK_RED)
             c = red + dealt(BLOCK_RED, pack)
             if shared.count % BLOCK_RED == 0:
@@ -182,8 +183,6 @@ def forward(
             else:
                 x = tl.load(x_ptr + line[None, :] + c[:, None], mask=(c < shared.count)[:, None], other=0.0)
             acc = dot(deal(w, pack), x, acc, DOT_TYPE, PRECISION)
-            if pack == 1:  # else w does not stay in registers
-                acc = settled(acc)
         y += acc
 
     if apart > 1:

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from .codebook import gather_weights
-from .tile import accumulators, channels, dot, pixels, settled, split_reduction
+from .tile import accumulators, channels, dot, pixels, split_reduction, stages_of
 
 # The byte saved per pooled element of a maximum: position i * J + j in the window, plus this bit where the
 # activation's derivative is its slope. With slope 0 (ReLU) such a byte matches no position: the element is dead.
@@ -549,7 +549,8 @@ def backward_weight(
 
     acc = tl.zeros([BLOCK_K, BLOCK_RED], tl.float32)
     acc_b = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
-    for block in range(split * blocks_per_split, (split + 1) * blocks_per_split):
+    stages: tl.constexpr = stages_of(geo.WINDOW == 1)
+    for block in tl.range(split * blocks_per_split, (split + 1) * blocks_per_split, num_stages=stages):
         n, u, v = pixels(block, BLOCK_M, geo.h.pooled, geo.w.pooled)
         row_ok = n < N
         row, h0, w0 = window_origin(n, u, v, group, geo)
@@ -574,8 +575,6 @@ def backward_weight(
                     dw = position % geo.w.window * geo.w.stride + s * geo.w.dilation
                     x = load_inputs(x_ptr, row, h0, w0, inside, dh, dw, c, column_ok, geo)
                     acc = dot(dz, x, acc, DOT_TYPE, PRECISION)
-        if geo.WINDOW == 1:
-            acc = settled(acc)
 
     partial = tl.cast(split, tl.int64) * (geo.K * geo.RED + geo.K)
     if dw_ptr is not None:

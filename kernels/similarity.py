@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import as_multiplied, dot, settled
+from .tile import as_multiplied, dot, stages_of
 
 GROUP = tl.constexpr(8)  # rows of tiles that are computed together, so that they find each other's operands in L2
 TINY = tl.constexpr(2.0**-126)
@@ -506,7 +506,8 @@ def backward(
 
     p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)
-    for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
+    stages: tl.constexpr = stages_of(FACTOR_Y is not None)
+    for start in tl.range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N, num_stages=stages):
         n = start // BLOCK_N
         y_rows, y_ok = rows_of(n, matrix, N, BLOCK_N)
         offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -533,8 +534,6 @@ def backward(
             weight += tl.sum(a, axis=1)
         y = load_rows(y_ptr, y_rows, y_ok, first, K, BLOCK_C)
         p = dot(a, y, p, DOT_TYPE, PRECISION)
-        if FACTOR_Y is not None:
-            p = settled(p)
 
     if SLOPE is not None:
         x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)

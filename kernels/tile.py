@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+FIRST_TRITON = tl.constexpr(triton.__version__.startswith("3.6."))
 
 
 @triton.jit
@@ -98,10 +99,9 @@ def dot(a, b, acc, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr):
     return tl.dot(a, b, acc, input_precision="ieee" if PRECISION == "bf16" else PRECISION, out_dtype=tl.float32)
 
 
-@triton.jit
-def settled(acc):
-    """A sum of products, waited for in the round of the loop that made it. It has to be where it is the round's only
-    one and its first operand is computed from what the loop loads: on sm_90 Triton 3.6 would go on to the next round,
-    and compute that operand anew in registers that are being read. An addition is the cheapest use of the sum that the
-    compiler does not see through: one instruction an element."""
-    return acc + 0.0
+@triton.constexpr_function
+def stages_of(computed):
+    """num_stages of a loop, for tl.range; None: as launched. One where the round's only product has a first operand
+    that is computed from what the loop loads: on sm_90 Triton 3.6 would go on to the next round, and compute that
+    operand anew in registers that are being read."""
+    return 1 if computed and FIRST_TRITON else None
