@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from tritonshare.kernels.tile import stages_of
 
 from bench import codegen
 from bench.hazards import hazards
@@ -13,7 +14,6 @@ from bench.launches import numbers, record_call
 from bench.sass import inspect
 from tests.ops import cases
 from tritonshare import plan
-from tritonshare.kernels.tile import stages_of
 
 pytestmark = pytest.mark.codegen
 
