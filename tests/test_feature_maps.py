@@ -523,3 +523,14 @@ def test_weights_from_codes_of_any_length_in_fp16(length):
     expected = exact(x.double())
     bound = 16 * torch.finfo(torch.float16).eps * expected.abs().max()
     assert (layer(x) - expected).abs().max() <= bound
+
+
+def test_a_temperature_learns_and_a_tensor_follows_the_module():
+    temperature, gamma = torch.nn.Parameter(torch.tensor(0.5)), torch.tensor(0.25)
+    maps = FeatureMaps(4, 3, "rbf", "learned", assign="soft", temperature=temperature, gamma=gamma)
+    maps(torch.randn(5, 3)).output.square().sum().backward()
+    assert temperature.grad.abs() > 0
+    assert maps.double().gamma.dtype == torch.float64
+    assert {"temperature", "gamma"} < {*maps.state_dict()}
+    with pytest.raises(ArgumentError, match="temperature must be a number or a floating-point tensor of one element"):
+        FeatureMaps(4, 3, temperature=torch.ones(2))

@@ -336,6 +336,19 @@ def test_cdist_is_torchs(shapes, p):
         torch.testing.assert_close(half.double(), torch.cdist(x, y), rtol=1e-2, atol=1e-2)
 
 
+def test_cdist_heeds_how_it_is_to_compute():
+    with pytest.raises(ArgumentError, match="cdist: compute_mode must be one of 'use_mm_for_euclid_dist_if_necessary'"):
+        functional.cdist(torch.ones(2, 3), torch.ones(2, 3), compute_mode="unknown")
+    mode = "donot_use_mm_for_euclid_dist"
+    x = 1000 + torch.randn(40, 5)
+    for dtype in (torch.float32, torch.float16):
+        y = x.to(dtype)
+        expected = torch.cdist(y.double(), y.double(), 2.0, mode)
+        found = functional.cdist(y, y, compute_mode=mode)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected.to(dtype))
+
+
 @pytest.mark.parametrize(
     ("a", "b", "dim"),
     [((5, 1, 7), (1, 6, 7), -1), ((1, 6, 7), (5, 1, 7), 2), ((2, 5, 1, 7), (6, 7), -1), ((2, 5, 1, 7), (1, 6, 7), -1),

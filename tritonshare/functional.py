@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .binding import autocasts, serializable
-from .check import plain
+from .check import ArgumentError, plain
 from .dispatch import in_graph
 from .op import FUNCTIONS
 from .ops import adaptive_update
@@ -357,6 +357,9 @@ def similarity_reduce(
     return folded_with_values(SIMILARITY_REDUCE, x, y, values, *tensors, reduce, kind, *numbers)
 
 
+COMPUTE_MODES = ("use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist")
+
+
 def cdist(
     x1: torch.Tensor,
     x2: torch.Tensor,
@@ -365,10 +368,18 @@ def cdist(
 ) -> torch.Tensor:
     """torch.cdist, whose Euclidean distances are `similarity_weight`'s, and so in half precision, too.
 
-    x1: [..., M, K], x2: [..., N, K] -> [..., M, N]. compute_mode counts where torch computes, for another p than 2.
+    x1: [..., M, K], x2: [..., N, K] -> [..., M, N]. compute_mode is one of torch's three names. Distances of near rows
+    are summed up from differences in each of them; with "donot_use_mm_for_euclid_dist" all are, by torch's own cdist in
+    float32 at least, which has no second derivatives. For another p than 2 torch computes.
     """
+    if compute_mode not in COMPUTE_MODES:
+        of = ", ".join(map(repr, COMPUTE_MODES))
+        raise ArgumentError(f"cdist: compute_mode must be one of {of}, but is {compute_mode!r}")
     if p != 2.0:
         return _by_torch(torch.cdist, x1, x2, p, compute_mode)
+    if compute_mode == COMPUTE_MODES[2] and isinstance(x1, torch.Tensor) and isinstance(x2, torch.Tensor):
+        wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x1, x2)]
+        return _by_torch(torch.cdist, *wide, p, compute_mode).to(x1.dtype)
     return similarity_weight(x1, x2, kind="euclidean")
 
 

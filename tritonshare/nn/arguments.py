@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
+import torch
+
 from ..check import ArgumentError, ArgumentTypeError, check_known, integer, integers, plain, shown
 from ..ops.conv_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
 from ..ops.conv_act_pool.options import pair
@@ -26,7 +28,24 @@ def gamma_of(of: str, kind: str, gamma: Any) -> None:
         if gamma is not None:
             raise ArgumentError(f"{of}: gamma must be None unless kind is 'rbf', but is {shown(gamma)}")
     else:
-        number_of(of, "gamma", gamma, lambda v: v > 0, "positive")
+        scalar_of(of, "gamma", gamma)
+
+
+def scalar_of(of: str, name: str, value: Any) -> None:
+    """A positive number, or a tensor of one element, whose value is not read."""
+    if not isinstance(value, torch.Tensor):
+        number_of(of, name, value, lambda v: v > 0, "positive")
+    elif value.numel() != 1 or not value.is_floating_point():
+        has = f"{list(value.shape)} of {value.dtype}"
+        raise ArgumentError(f"{of}: {name} must be a number or a floating-point tensor of one element, but is {has}")
+
+
+def keep_scalar(module: torch.nn.Module, name: str, value: Any) -> None:
+    """As an attribute; a tensor that is no parameter as a buffer, which follows the module."""
+    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)
 
 
 def number_of(of: str, name: str, value: Any, right: Callable[[float], bool], limit: str) -> None:

@@ -13,7 +13,7 @@ from ..binding import LIBRARY, serializable, without_autocast
 from ..check import ArgumentError, ArgumentTypeError, integer
 from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
 from ..ops.similarity_weight.reference import DISSIMILARITIES, DISTANCES, KINDS
-from .arguments import gamma_of, number_of, one_of, positive_integer
+from .arguments import gamma_of, keep_scalar, number_of, one_of, positive_integer, scalar_of
 from .recompute import Forwards, refuse_replica
 from .rows import take_rows
 
@@ -57,7 +57,7 @@ class FeatureMaps(torch.nn.Module):
             input as if it were the output, and to a learned feature as that which was picked. "soft": the mean of all
             features by the softmax of similarity (or minus distance) over `temperature`.
         decay: of the moving average, from 0 (the last batch alone) to less than 1.
-        temperature: of "soft".
+        temperature: of "soft"; a number or a tensor of one element, such as a parameter that learns. So is gamma.
         reseed: a feature whose count is below this is empty, and is seeded again: the emptiest (of equally empty ones
             the first) gets the input that is farthest from its own feature, the next one the next, each with a count of
             1. 0 for never. On a GPU it makes the host wait once for every update, but not in compiled code.
@@ -121,7 +121,7 @@ class FeatureMaps(torch.nn.Module):
         one_of("FeatureMaps", "assign", assign, ASSIGNMENTS)
         gamma_of("FeatureMaps", kind, gamma)
         number_of("FeatureMaps", "decay", decay, lambda v: 0 <= v < 1, "from 0 to less than 1")
-        number_of("FeatureMaps", "temperature", temperature, lambda v: v > 0, "positive")
+        scalar_of("FeatureMaps", "temperature", temperature)
         number_of("FeatureMaps", "reseed", reseed, lambda v: v >= 0, "at least 0")
         number_of("FeatureMaps", "noise", noise, lambda v: v >= 0, "at least 0")
         if clip is not None:
@@ -131,9 +131,11 @@ class FeatureMaps(torch.nn.Module):
         if noise and (clip is None or assign == "soft" or update != "mean"):
             raise ArgumentError("FeatureMaps: noise needs clip, update='mean' and assign='hard'")
         self.num_features, self.dim, self.kind, self.update, self.assign = num_features, dim, kind, update, assign
-        self.decay, self.temperature, self.reseed = decay, temperature, reseed
+        self.decay, self.reseed = decay, reseed
         self.clip, self.noise, self.seed = clip, noise, seed
-        self.gamma, self.eps, self.process_group = gamma, eps, process_group
+        self.process_group = process_group
+        for name, scalar in (("temperature", temperature), ("gamma", gamma), ("eps", eps)):
+            keep_scalar(self, name, scalar)
         self._forwards = Forwards()
         features = torch.empty(num_features, dim, device=device, dtype=dtype)
         if update == "learned":
