@@ -351,8 +351,9 @@ class Op:
                 elif i in self.batched:
                     key += (t.shape[1:], t.shape[0] == x.shape[0], t.stride(), t.dtype, t.device)
                 else:
-                    # matrices in pairs have an axis of the first tensor's, which a contract compares
-                    key += (t.shape, t.shape[:1] == x.shape[:1], t.stride(), t.dtype, t.device)
+                    # matrices in pairs, [B, N, K], have the first tensor's axis 0, which a contract compares
+                    shape = t.shape
+                    key += (shape, len(shape) == 3 and shape[0] == x.shape[0], t.stride(), t.dtype, t.device)
             if x.dtype == torch.float32:
                 key.append(self.precision())
             key = tuple(key)
