@@ -273,7 +273,8 @@ def similarity_weight(
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
 
-    For the backward a number per row is kept, and no M x N: distances are computed again.
+    For the backward a number per row is kept, and no M x N: square distances are computed again in float32. Plain torch
+    holds few differences at a time, but all M N K where torch traces or transforms and no compiler fuses them.
     """
     tensors, numbers = apart(gamma, eps)
     return folded(SIMILARITY_WEIGHT, x, y, *tensors, kind, *numbers)
