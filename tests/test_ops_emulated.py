@@ -11,7 +11,7 @@ from tests.emulator import emulated_gpu
 from tests.guard import poisoned_allocations
 from tests.on_gpu import by_op, one_and_repetitions
 from tests.ops import assert_same_bits, cases, laws, pairs_of_law, results
-from tritonshare import functional, gate, launch, plan
+from tritonshare import gate, launch, plan
 from tritonshare.optim import verify
 
 pytestmark = pytest.mark.emulated
@@ -54,7 +54,7 @@ def gated(op, case, name, family="random"):
         judge = gate.Judge(op, case, tensors, family, on_gpu=True)
         before = [None if t is None else t.clone() for t in judge.tensors]
         with poisoned_allocations() as memory:
-            comparisons = judge(lambda *args: getattr(functional, op.name)(*args, **case.options))
+            comparisons = judge(lambda *args: gate.call(op, args, case.options))
         memory.check()
         assert [str(c) for c in comparisons if not c.passed] == []
         assert_same_bits((t, b) for t, b in zip(judge.tensors, before, strict=True) if t is not None)
