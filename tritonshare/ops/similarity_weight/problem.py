@@ -292,7 +292,8 @@ class SimilarityProblem(RowsProblem):
     def _number_sums(self) -> launch.Launcher:
         """Of gamma, or of eps."""
         own = self.plans["forward"]
-        sizes = {"BLOCK_M": 64, "BLOCK_N": power_of_two(self.n, 16, 64)}  # a second tile of pairs: fewer registers
+        # a second tile of pairs: fewer registers
+        sizes = {"BLOCK_M": 32 if self.distance else 64, "BLOCK_N": power_of_two(self.n, 16, 64)}
         if self.distance:
             return self._launcher("gamma_sums", Plan.of(num_stages=1, **sizes))
         plan = Plan.of(num_stages=own.num_stages, **sizes, BLOCK_RED=own["BLOCK_RED"])
