@@ -512,7 +512,7 @@ def test_problems_keep_no_tensor(op, path, fresh_problems):
     tensors = [t if t is None else torch.nn.Parameter(t, d) for t, d in of_parameters(case)]
     with launch.record() if path == "kernels" else using(path="reference"):
         call(op, tensors, **case.options)
-    assert len(op._problems) == 1
+    assert op._problems
     alive = [weakref.ref(t) for t in tensors if t is not None]
     storages = [weakref.ref(t.untyped_storage()) for t in tensors if t is not None]
     del tensors
