@@ -298,7 +298,7 @@ class TotalProblem(RowsProblem):
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         if grad.numel() == 0:
-            return [torch.zeros_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
+            return [None if t is None else t.zero_() for t in _gradients(tensors, needs)]
         dx, dy, dv = _gradients(tensors[:3], needs[:3])
         x, y, values = (None if t is None else t.contiguous() for t in tensors[:3])
         scalars = self.scalars(tensors[3:])
