@@ -369,8 +369,9 @@ def backward_input(
 
     overlaps: tl.constexpr = geo.h.overlap * geo.w.overlap
     red_end: tl.constexpr = geo.h.phase_taps * geo.w.phase_taps * geo.KG
+    stages: tl.constexpr = stages_of(True)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for red in range(0, red_end, BLOCK_RED):
+    for red in tl.range(0, red_end, BLOCK_RED, num_stages=stages):
         rs, k = split_reduction(red, geo.KG, BLOCK_RED)
         r = r_first + rs // geo.w.phase_taps * geo.h.tap_step
         s = s_first + rs % geo.w.phase_taps * geo.w.tap_step
