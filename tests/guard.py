@@ -18,10 +18,10 @@ never written shows, and one that was read before it was written turns the resul
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Allocations", "Guard", "GuardError", "poisoned_allocations"]
 
@@ -134,35 +134,36 @@ class Allocations:
                 guard.check()
 
 
-class _PoisonMode(TorchDispatchMode):
-    FACTORIES = frozenset(
-        {
-            torch.ops.aten.empty.memory_format,
-            torch.ops.aten.empty_strided.default,
-            torch.ops.aten.empty_like.default,
-            torch.ops.aten.new_empty.default,
-            torch.ops.aten.new_empty_strided.default,
-        }
-    )
-
-    def __init__(self, allocations: Allocations) -> None:
-        super().__init__()
-        self.allocations = allocations
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        # Empty, fake and meta tensors have no memory to guard.
-        plain = type(result) is torch.Tensor and result.layout is torch.strided and not result.is_meta
-        if func not in self.FACTORIES or not plain or not result.numel():
-            return result
-        guard = Guard(result.shape, result.stride(), result.dtype, device=result.device)
-        self.allocations.guards.append(guard)
-        return guard.tensor
+# Patched, and not watched by a mode of torch: under a mode the ops would go to their registered operators.
+FACTORIES = (
+    (torch, "empty"),
+    (torch, "empty_like"),
+    (torch, "empty_strided"),
+    (torch.Tensor, "new_empty"),
+    (torch.Tensor, "new_empty_strided"),
+)
 
 
 @contextmanager
 def poisoned_allocations() -> Iterator[Allocations]:
-    """Every uninitialised tensor that torch makes for Python code in this block is poisoned and guarded."""
+    """Every uninitialised tensor that Python code makes in this block is poisoned and guarded."""
     allocations = Allocations()
-    with _PoisonMode(allocations):
+
+    def guarding(factory):
+        def allocate(*args, **kwargs):
+            result = factory(*args, **kwargs)
+            # Empty, fake and meta tensors have no memory to guard.
+            plain = type(result) is torch.Tensor and result.layout is torch.strided and not result.is_meta
+            if not plain or not result.numel():
+                return result
+            guard = Guard(result.shape, result.stride(), result.dtype, device=result.device)
+            allocations.guards.append(guard)
+            return guard.tensor
+
+        return allocate
+
+    with ExitStack() as patches:
+        factories = [(owner, name, getattr(owner, name)) for owner, name in FACTORIES]
+        for owner, name, factory in factories:
+            patches.enter_context(mock.patch.object(owner, name, guarding(factory)))
         yield allocations

@@ -41,7 +41,7 @@ from tests.ops import (
 )
 from tritonshare import functional, gate, plan
 from tritonshare.check import ArgumentError, ArgumentTypeError
-from tritonshare.op import FUNCTIONS, Whole, differentiable, first_of
+from tritonshare.op import FUNCTIONS, Scalar, Whole, differentiable, first_of
 from tritonshare.ops.similarity_weight.reference import DISTANCES
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
@@ -806,14 +806,15 @@ def emptied(case):
         for axis, size in enumerate(shape or ()):
             for every in (True, False):
 
-                def shape_of(shape, at, axis=axis, size=size, every=every, number=number):
-                    of = enumerate(shape)
+                def smaller(at, t, axis=axis, size=size, every=every, number=number):
+                    if t is None or isinstance(t, Scalar):
+                        return t
+                    if isinstance(t, Whole):
+                        return replace(t, shape=smaller(at, t.shape))
+                    of = enumerate(t)
                     return tuple(0 if (every and n == size) or (at, i) == (number, axis) else n for i, n in of)
 
-                tensors = tuple(
-                    Whole(shape_of(t.shape, at), t.below, t.dtype) if isinstance(t, Whole) else t and shape_of(t, at)
-                    for at, t in enumerate(case.tensors)
-                )
+                tensors = tuple(smaller(at, t) for at, t in enumerate(case.tensors))
                 found[tensors] = replace(case, tensors=tensors)
     return found.values()
 
