@@ -122,12 +122,15 @@ def scalars():
 
 
 def framework_cases(first="tiny"):
-    """What meets torch's machinery, as parameters (op, case): every op's first case with a tag, else
-    the first tiny one, and "scalars" ones."""
+    """What meets torch's machinery, as parameters (op, case): every op's first case with a tag, else the first tiny
+    one, and "scalars" ones."""
+    found = []
     for op in OPS:
         one = next((case for case in op.cases if first in case.tags), case_of(op, "tiny"))
-        for case in (one, *(case for case in op.cases if "scalars" in case.tags)):
-            yield pytest.param(op, case, id=op.name + ("-scalars" if "scalars" in case.tags else ""))
+        found.append(pytest.param(op, one, id=op.name))
+        scalars = [case for case in op.cases if "scalars" in case.tags]
+        found += [pytest.param(op, case, id=f"{op.name}-scalars") for case in scalars]
+    return found
 
 
 def case_of(op, tag):
