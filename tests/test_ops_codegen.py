@@ -75,8 +75,8 @@ def check_accesses(launch, code, told):
         assert code.wide_loads > 0, told
         assert code.wide_stores > 0, told
         if item == 2:  # 4-byte operands can need a transposition on their way into the matrix unit
-            in_turn = launch.kernel == "backward_weight" and stages_of(geo.WINDOW == 1)
-            assert code.async_copies > 0 or in_turn, told
+            computed = {"backward_input": True, "backward_weight": geo.WINDOW == 1}.get(launch.kernel, False)
+            assert code.async_copies > 0 or stages_of(computed), told
             of_codebooks = getattr(geo, "shared", None) is not None  # their values are read one by one
             assert code.wide_loads > code.narrow_loads or of_codebooks, told
     if launch.kernel == "forward" and geo.pool == "max" and code.tensor_core:

@@ -168,11 +168,12 @@ class Ladder:
         return 2 if positions < self.geo.WINDOW or self.geo.CG % 8 != 0 else 4
 
     def _staged(self, pass_: str, variant: str = "", **blocks: int) -> Plan:
-        """As many stages as leave room for two programs on a processor.
+        """As many stages as leave room for two programs on a processor; a gradient to the input whose channels are read
+        one by one spills with four.
 
         Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).
         """
-        most = self._stages(blocks["POSITIONS"]) if "POSITIONS" in blocks else 4
+        most = self._stages(blocks["POSITIONS"]) if "POSITIONS" in blocks else 4 if self.geo.KG % 8 == 0 else 3
         stages = min(most, self.device.shared // 2 // self._stage_bytes(pass_, variant, blocks))
         return Plan.of(variant, num_warps=4, num_stages=max(1, stages), **blocks)
 
