@@ -203,8 +203,9 @@ def register(op: Op) -> None:
         if problem is None:
             own = like(inputs, needs)
             grads = in_layouts_of(own, gradients_by_reference(op.reference, grad, inputs, rest, needs))
-        else:
-            grads = problem.backward(grad, inputs, outs, needs)
+        else:  # whoever calls the operator may hand on all that the forward returned, empty tensors too
+            kept = [out if keep else None for out, keep in zip(outs, problem.kept, strict=True)]
+            grads = problem.backward(grad, inputs, kept, needs)
         return [g for g in grads if g is not None]
 
     def backward_fake(*args):

@@ -337,7 +337,7 @@ class SimilarityProblem(RowsProblem):
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         x, y = tensors[:2]
-        _, s, t = (out if kept else None for out, kept in zip(outs, self.kept, strict=True))
+        _, s, t = outs
         dx, dy = self.allocate_gradients(tensors[:2], needs[:2])
         x, y, grad, q = x.contiguous(), y.contiguous(), grad.contiguous(), None
         scalars = self.scalars(tensors[2:])
