@@ -21,7 +21,7 @@ from bench.roofs import Roofs
 from bench.rows import OURS, DeviceRow, Subject, is_ours
 from tritonshare import gate
 from tritonshare.machine import Call, Interval, Machine
-from tritonshare.op import Case, Cost, Op, Rival, Unavailable, explaining, first_of
+from tritonshare.op import Case, Cost, Op, Rival, Scalar, Unavailable, explaining, first_of
 
 
 def compiled(**settings: Any) -> Callable[[Op], Rival]:
@@ -121,6 +121,8 @@ class Prepared:
         if rival is None:
             self.function = lambda *tensors: first_of(call(op, tensors, case))
         else:
+            if provider in op.rivals and any(isinstance(t, Scalar) for t in case.tensors):
+                raise Unavailable("it is written for numbers, not for tensors of one")
             function = rival.build(op.canonical(judge.tensors, *gate.raw_options(op, case.options)))
             self.function = lambda *tensors: first_of(function(*tensors))
         channels_last = ((rival.layout if rival else None) or setting.layout) == "channels_last"

@@ -218,8 +218,8 @@ class Judge:
     ) -> None:
         options = op.canonical(tensors, *raw_options(op, case.options))
         x = tensors[0]
-        if on_gpu is None:
-            on_gpu = x.device.type == "cuda" or launch.path(x).kernels  # interpreted ones lose digits as a GPU does
+        if on_gpu is None:  # interpreted kernels lose digits as a GPU does
+            on_gpu = x.device.type == "cuda" or (launch.triton_state()[1] and launch.path(x).kernels)
         self.tf32 = on_gpu and x.dtype == torch.float32 and op.precision() == "tf32"
         if self.tf32:
             tensors = [in_tf32(t) if d else t for t, d in zip(tensors, differentiable(tensors), strict=True)]
