@@ -29,7 +29,9 @@ def targets():
             ways += [("bf16", arch, "channels_last") for arch in plan.DEVICES if arch != "sm_90"]
             ways += [("bf16", "sm_90", "contiguous")]
         for dtype, arch, layout in ways:
-            yield pytest.param(op, case, dtype, arch, layout, id=f"{parameters.id}-{dtype}-{arch}-{layout}")
+            marks = [pytest.mark.once] if arch != "sm_90" else []
+            name = f"{parameters.id}-{dtype}-{arch}-{layout}"
+            yield pytest.param(op, case, dtype, arch, layout, id=name, marks=marks)
 
 
 @pytest.mark.parametrize(("op", "case", "dtype", "arch", "layout"), [*targets()])

@@ -44,7 +44,7 @@ from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.op import FUNCTIONS, Scalar, Whole, differentiable, first_of
 from tritonshare.ops.similarity_weight.reference import DISTANCES
 
-pytestmark = [pytest.mark.reference, pytest.mark.interpreter]
+pytestmark = [pytest.mark.reference, pytest.mark.interpreter, pytest.mark.once]
 
 
 def compiled(op, case, **options):
