@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,10 @@ CASES = [
     (SIMILARITY_REDUCE, Case("softmax", (), ((2, *X), (2, *Y), (2, 50, 20)), {**SOFTMAX, "kind": "sqeuclidean"}),
      {"merge", "finish"}),
 ]  # fmt: skip
+
+
+# without tensors of scalars
+CASES = [(op, replace(case, tensors=(*case.tensors, *[None] * op.scalars)), added) for op, case, added in CASES]
 
 
 @pytest.fixture
