@@ -491,9 +491,11 @@ def backward(
     s = load_squares(s_ptr, x_rows, x_ok)
     p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)  # of x in a distance's gradient
-    # a row's slopes of a softmax cancel, and so do their products with rows of y that are alike: what rounding takes
-    # off the slopes is multiplied, too
-    in_two: tl.constexpr = high_ptr is not None and not SWAPPED and loses_digits(GRADIENT_TYPE, GRADIENT_PRECISION)
+    # a row's slopes of a softmax cancel, and so do their products with rows of y that are alike; factors of fp16's rows
+    # may be of any magnitude, and TF32 cuts them where fp16 would round: what is taken off is multiplied, too
+    softmax: tl.constexpr = high_ptr is not None and not SWAPPED
+    factors: tl.constexpr = FACTOR_Y is not None and SWAPPED and GRADIENT_TYPE != DOT_TYPE
+    in_two: tl.constexpr = (softmax or factors) and loses_digits(GRADIENT_TYPE, GRADIENT_PRECISION)
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
