@@ -220,6 +220,8 @@ def scalar(a: Arguments, name: str, like: str, *, zero: bool = False) -> str | N
     """What is wrong with a positive number, or as `<name>_tensor` a tensor of one element, whose value is not read."""
     number, tensor = a[name], a[f"{name}_tensor"]
     if tensor is not None:
+        if not isinstance(tensor, torch.Tensor):
+            return f"must be a number or a tensor of one element, but is {shown(tensor)}"
         if tensor.numel() != 1:
             return f"must be a number or a tensor of one element, but has the shape {list(tensor.shape)}"
         if not tensor.is_floating_point():
@@ -228,7 +230,7 @@ def scalar(a: Arguments, name: str, like: str, *, zero: bool = False) -> str | N
             return f"is on {tensor.device}, but {like} is on {a[like].device}: they must be on the same device"
         return None
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        return f"must be a number or a tensor of one element, but is {number!r}"
+        return f"must be a number or a tensor of one element, but is {shown(number)}"
     if not (0 < number < float("inf") or (zero and number == 0)):
         return f"must be a {'number that is not negative' if zero else 'positive number'}, but is {number!r}"
     return None
