@@ -31,7 +31,7 @@ interpreter: .venv/ready
 codegen: .venv/ready
 	$(PYTEST) --lane codegen
 
-# of every op some calls, on two chips; without the -m all cases in all dtypes, for half an hour
+# of every op some calls, on two chips; without the -m all cases in all dtypes
 emulated: .venv/ready
 	$(PYTEST) --lane emulated -m 'not repetition'
 
