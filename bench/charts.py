@@ -8,7 +8,7 @@ from math import ceil, floor, log10
 from typing import Any, TypeVar
 
 from bench.rows import DTYPES
-from tritonshare.machine import Interval
+from tritonshare.measure.machine import Interval
 
 SIZE = 11  # font size of all text in a chart
 CHARACTER = 0.61 * SIZE  # width of a monospaced character

@@ -9,7 +9,7 @@ import pytest
 
 from bench.rows import is_ours, record
 from bench.suite import Failed, TimeRounds
-from tritonshare.machine import Machine
+from tritonshare.measure.machine import Machine
 from tritonshare.op import Unavailable
 
 

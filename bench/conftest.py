@@ -21,7 +21,7 @@ from bench.models import MODELS
 from bench.rows import DTYPES, LAYOUTS, PASSES, record
 from bench.selection import SelectionError, cases_and_steps, chosen
 from tritonshare.files import replace
-from tritonshare.machine import Machine
+from tritonshare.measure.machine import Machine
 from tritonshare.op import REGISTRY
 
 WRITE_EVERY = 5.0  # seconds: what a run that is killed may lose

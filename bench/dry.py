@@ -18,7 +18,7 @@ from triton.runtime import driver as drivers
 
 from bench.stub_driver import stub_driver
 from tritonshare import plan
-from tritonshare.machine import Call, Machine
+from tritonshare.measure.machine import Call, Machine
 
 
 class DryMachine(Machine):

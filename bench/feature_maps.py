@@ -25,9 +25,10 @@ import torch
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from tritonshare import __version__, data
+from tritonshare import __version__
 from tritonshare.files import replace
 from tritonshare.nn import FeatureMaps
+from tritonshare.training import data
 
 SUMMARY = (__doc__ or "").split("\n")[0]
 RECORDED = Path(__file__).parent / "training" / "feature_maps.json"

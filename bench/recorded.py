@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tritonshare import train
 from tritonshare.cli import Parser
 from tritonshare.files import FileError, read_json, replace, sentence
+from tritonshare.training import train
 
 RECORDED = Path(__file__).parent / "training"
 MAX_BYTES = 16 * 2**20  # of a file of results

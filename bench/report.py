@@ -41,7 +41,7 @@ from bench.rows import (
 )
 from tritonshare.cli import Parser
 from tritonshare.files import FileError, read, replace, sentence
-from tritonshare.machine import Interval
+from tritonshare.measure.machine import Interval
 
 BEGIN, END = "<!-- bench.report: begin -->", "<!-- bench.report: end -->"
 FAMILIES = {"eager": "eager", "compile": "torch.compile"}  # by how a provider's name begins

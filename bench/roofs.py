@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.launches import NUMBERS, numbers
-from tritonshare.machine import Call, Interval, Machine
+from tritonshare.measure.machine import Call, Interval, Machine
 from tritonshare.op import Cost
 
 

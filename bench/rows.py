@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tritonshare import files
-from tritonshare.machine import Interval
+from tritonshare.measure.machine import Interval
 
 # Their order is that of every report.
 DTYPES = ("bf16", "fp16", "tf32", "fp32")  # "tf32" and "fp32" are how products of float32 tensors are computed

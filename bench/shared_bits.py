@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from bench.recorded import Document, command, parser, to_json
-from tritonshare import __version__, data, finetune, report, train
+from tritonshare import __version__
 from tritonshare.files import replace
-from tritonshare.options import DEFAULT_EPOCHS, SHARED_CODEBOOKS, Options
-from tritonshare.report import Axes, Figure
+from tritonshare.training import data, finetune, report, train
+from tritonshare.training.options import DEFAULT_EPOCHS, SHARED_CODEBOOKS, Options
+from tritonshare.training.report import Axes, Figure
 
 SUMMARY = (__doc__ or "").split("\n")[0]
 NAME = "shared_bits"

@@ -19,10 +19,11 @@ import torch
 
 from bench.recorded import Document, command, parser, to_json
 from bench.selection import SelectionError, chosen
-from tritonshare import __version__, data, report, train
+from tritonshare import __version__
 from tritonshare.files import replace
-from tritonshare.options import OPTIMIZERS, Options
-from tritonshare.report import Axes, Figure
+from tritonshare.training import data, report, train
+from tritonshare.training.options import OPTIMIZERS, Options
+from tritonshare.training.report import Axes, Figure
 
 SUMMARY = (__doc__ or "").split("\n")[0]
 NAME = "similarity_updates"

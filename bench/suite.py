@@ -20,7 +20,7 @@ from bench.launches import NUMBERS, call, case_tensors, in_layout, needs, number
 from bench.roofs import Roofs
 from bench.rows import OURS, DeviceRow, Subject, is_ours
 from tritonshare import gate
-from tritonshare.machine import Call, Interval, Machine
+from tritonshare.measure.machine import Call, Interval, Machine
 from tritonshare.op import Case, Cost, Op, Rival, Scalar, Unavailable, explaining, first_of
 
 

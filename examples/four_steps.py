@@ -15,9 +15,9 @@ is in images of each digit, and pixels that behave alike come to share what the 
 import torch
 import torch.nn.functional as F
 
-from tritonshare.data import load
 from tritonshare.functional import similarity_weight
 from tritonshare.nn import FeatureMaps
+from tritonshare.training.data import load
 
 FEATURES, DIM, NEURONS = 24, 10, 10
 

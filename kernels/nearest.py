@@ -14,7 +14,7 @@ Tiles    forward: BLOCK_M rows of x walk over y, BLOCK_N rows at a time, with th
          computed from differences, one of each row at a time, that may be no worse than what is there. Few rows of x
          would keep few processors busy: there y is split, and `merge` finds the best of all splits' best
          backward_x: BLOCK_M rows, BLOCK_C columns at a time. backward_features: BLOCK_D columns of one piece of the
-         pairs of one row of y, as in kernels/segment.py, whose sum_pieces adds up pieces
+         pairs of one row of y, as in kernels/segment_sum.py, whose sum_pieces adds up pieces
 Traffic  similarity.row_squares first. forward: x once per split (again for each block of y where K is more than
          BLOCK_RED), y once per BLOCK_M rows of x, from the cache; 12 COUNT M written (of half precision 4 more, w in
          fp32 for a backward), and 16 TOP M more for each of several splits. No M N. backward: g, indices, x and the
@@ -28,7 +28,7 @@ Order    which pairs are chosen depends on no order: pairs are compared exactly.
 import triton
 import triton.language as tl
 
-from .segment import bounds, columns, sum_lanes
+from .segment_sum import bounds, columns, sum_lanes
 from .similarity import (
     any_of,
     finished,

@@ -113,7 +113,7 @@ def machine(pytestconfig):
         with dry_machine() as dry:
             yield dry
     else:
-        from tritonshare.machine import Machine
+        from tritonshare.measure.machine import Machine
 
         yield Machine(torch.device("cuda"))
 

@@ -2,8 +2,8 @@
 that is missing, or is listed in SAME with the reason that it is no other kernel.
 
     python -m tests.mutants                              a sample of each file of kernels/
-    python -m tests.mutants segment nearest --each 20 --seed 1
-    python -m tests.mutants segment --all
+    python -m tests.mutants segment_sum nearest --each 20 --seed 1
+    python -m tests.mutants segment_sum --all
     python -m tests.mutants activation --line "x < 3.0"  those of lines with this text
 
 Exits with 1 where one lives. Not part of `make test`: it takes minutes.
@@ -29,12 +29,12 @@ SPLITS = "tests/test_similarity_splits.py"
 # what to run for a file: arguments of pytest
 TESTS = {
     "activation": (OPS, "-k", "test_gate and conv2d_act_pool and (kinks or (act_ and float32)) and not shared"),
-    "adaptive": ("tests/test_adaptive_update.py", "tests/test_optim_exactness.py"),
+    "adaptive_update": ("tests/test_adaptive_update.py", "tests/test_optim_exactness.py"),
     "codebook": (OPS, "tests/test_shared_bits.py", "-k", "shared_linear or shared_bits"),
-    "conv_act_pool": (OPS, "-k", "(test_gate or exact) and conv2d_act_pool and not shared and not float16"),
+    "conv2d_act_pool": (OPS, "-k", "(test_gate or exact) and conv2d_act_pool and not shared and not float16"),
     "nearest": (OPS, SPLITS, "-k", "nearest and not float16"),
     "reduce": (OPS, "-k", "test_gate and conv2d_act_pool-split"),
-    "segment": (OPS, "-k", "segment_sum and (gate or exact)"),
+    "segment_sum": (OPS, "-k", "segment_sum and (gate or exact)"),
     "similarity": (OPS, SPLITS, "-k", "similarity_weight and not float16 or weight-"),
     "similarity_reduce": (OPS, SPLITS, "-k", "similarity_reduce and not float16 or (max- or sum- or softmax-)"),
     "tile": (OPS, "-k", "test_gate and conv2d_act_pool and not shared and not float16"),

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.ops import OPS
-from tritonshare import trial
+from tritonshare.measure import trial
 
 # What the kernels left can be judged only where they ran.
 

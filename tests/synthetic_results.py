@@ -19,7 +19,7 @@ from bench.rows import (
     Stats,
     record,
 )
-from tritonshare.machine import Interval
+from tritonshare.measure.machine import Interval
 
 OP = "synthetic_op"
 RIVALS = (

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from tests.test_train import small_options
-from tritonshare import checkpoint, compress, data, files, finetune, report, train
+from tritonshare import checkpoint, compress, files
 from tritonshare.cli import COMMANDS, main
 from tritonshare.compress import command
-from tritonshare.options import Options
-from tritonshare.report import Epoch
+from tritonshare.training import data, finetune, report, train
+from tritonshare.training.options import Options
+from tritonshare.training.report import Epoch
 
 pytestmark = [pytest.mark.reference, pytest.mark.once]
 
@@ -232,7 +233,7 @@ def test_what_breaks_on_the_way_is_one_line(arguments, tmp_path, monkeypatch, ca
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("tritonshare.train.Run.evaluate", fail)
+    monkeypatch.setattr("tritonshare.training.train.Run.evaluate", fail)
     monkeypatch.setattr("tritonshare.compress.command.compress", fail)
     monkeypatch.setattr("tritonshare.doctor.versions", fail)
     assert status(arguments(name, tmp_path / "out")) == 1

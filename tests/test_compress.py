@@ -11,15 +11,16 @@ from torch import nn
 from torch.nn.utils import prune
 
 import tritonshare
-from tritonshare import checkpoint, data, train
+from tritonshare import checkpoint
 from tritonshare import compress as tc
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.checkpoint import METADATA_KEY, CheckpointError
 from tritonshare.cli import main
 from tritonshare.compress.files import MODEL
 from tritonshare.nn import ConvActPool2d, SharedConv2d, SharedLinear
-from tritonshare.options import Options
-from tritonshare.report import Epoch
+from tritonshare.training import data, train
+from tritonshare.training.options import Options
+from tritonshare.training.report import Epoch
 
 pytestmark = pytest.mark.reference
 

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from tritonshare import data
+from tritonshare.training import data
 
 pytestmark = pytest.mark.reference
 

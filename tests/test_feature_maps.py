@@ -18,10 +18,10 @@ from torch import multiprocessing
 from bench import feature_maps as bench
 from tests.ops import assert_same_bits
 from tritonshare.check import ArgumentError, ArgumentTypeError
-from tritonshare.data import load
 from tritonshare.functional import segment_sum
 from tritonshare.nn import FeatureMaps, SimilaritySharedLinear
 from tritonshare.ops.similarity_weight.reference import DISTANCES
+from tritonshare.training.data import load
 
 pytestmark = pytest.mark.reference
 KINDS = ("euclidean", "sqeuclidean", "cosine", "dot", "projection", "rbf")

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from bench import recorded, report, rows
-from tritonshare import checkpoint, compress, data, files, tables, train
+from tritonshare import checkpoint, compress, files, tables
 from tritonshare.compress import command
-from tritonshare.options import Options
-from tritonshare.report import Epoch
+from tritonshare.training import data, train
+from tritonshare.training.options import Options
+from tritonshare.training.report import Epoch
 
 pytestmark = [pytest.mark.reference, pytest.mark.once]
 

@@ -16,7 +16,7 @@ from tests.ops import assert_same_bits, case_of
 from tritonshare import gate, nn
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.compress import similar_filters
-from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
+from tritonshare.ops.conv2d_act_pool import CONV2D_ACT_POOL
 from tritonshare.ops.nearest import NEAREST
 from tritonshare.ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from tritonshare.ops.shared_linear import SHARED_LINEAR

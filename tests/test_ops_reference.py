@@ -33,7 +33,7 @@ from tritonshare import binding, check, explain, functional, gate, launch
 from tritonshare import op as op_module
 from tritonshare.check import LONGEST, ArgumentError, ArgumentTypeError
 from tritonshare.op import Op, differentiable, first_of
-from tritonshare.ops.conv_act_pool import CONV2D_ACT_POOL
+from tritonshare.ops.conv2d_act_pool import CONV2D_ACT_POOL
 from tritonshare.ops.similarity_weight.reference import DISTANCES, similarities
 from tritonshare.plan import DEVICES, using
 
@@ -257,7 +257,7 @@ def test_many_rows_that_are_near():
 def test_names_agree_between_reference_and_device_code():
     from tritonshare.kernels.activation import ACTIVATIONS as device
 
-    from tritonshare.ops.conv_act_pool.reference import ACTIVATIONS as reference
+    from tritonshare.ops.conv2d_act_pool.reference import ACTIVATIONS as reference
 
     assert list(device) == list(reference)
 
@@ -309,7 +309,7 @@ def test_works_without_triton():
 def test_import_touches_no_driver():
     program = (
         "from triton.runtime import driver\n"
-        "import torch, tritonshare, tritonshare.kernels.conv_act_pool\n"
+        "import torch, tritonshare, tritonshare.kernels.conv2d_act_pool\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert driver._active is None, 'a driver was made active'\n"
     )

@@ -7,8 +7,9 @@ import pytest
 
 from bench import shared_bits as bench
 from bench.recorded import RECORDED
-from tritonshare import checkpoint, compress, train
+from tritonshare import checkpoint, compress
 from tritonshare.cli import main as tritonshare
+from tritonshare.training import train
 
 pytestmark = pytest.mark.reference
 SMALL = ("--epochs", "1", "--seeds", "1", "--bits", "2")

@@ -7,8 +7,9 @@ import pytest
 
 from bench import similarity_updates as bench
 from bench.recorded import RECORDED
-from tritonshare import checkpoint, train
+from tritonshare import checkpoint
 from tritonshare.cli import main as tritonshare
+from tritonshare.training import train
 
 pytestmark = pytest.mark.reference
 SMALL = ("--epochs", "1", "--seeds", "1", "--optimizer", "sgd", "--updates", "row")

@@ -17,7 +17,7 @@ from bench.roofs import H200
 from bench.rows import DTYPES, LAYOUTS, PASSES, load
 from bench.selection import SelectionError, cases, chosen
 from tests.ops import OPS, case_of, ops
-from tritonshare.machine import Interval
+from tritonshare.measure.machine import Interval
 from tritonshare.op import REGISTRY, Rival, Unavailable, first_of
 
 pytestmark = pytest.mark.stub

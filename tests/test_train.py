@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tritonshare import __version__, checkpoint, compress, data, files, optim, train
+from tritonshare import __version__, checkpoint, compress, files, optim
 from tritonshare.cli import main
-from tritonshare.options import OPTIMIZERS, Options
+from tritonshare.training import data, train
+from tritonshare.training.options import OPTIMIZERS, Options
 
 pytestmark = pytest.mark.reference
 EPOCHS = 4

@@ -13,14 +13,15 @@ from bench.launches import NUMBERS, case_named, case_tensors, numbers
 from bench.stub_driver import stub_driver
 from tests.measured import CASE, OP, plan_row, problem_of, table_of
 from tests.ops import cases
-from tritonshare import gate, launch, plan, tables, target, trial, tune
+from tritonshare import gate, launch, plan, tables
 from tritonshare.binding import gradients_by_reference
 from tritonshare.cli import main
-from tritonshare.machine import Interval
+from tritonshare.measure import target, trial, tune
+from tritonshare.measure.machine import Interval
 from tritonshare.nn import ConvActPool2d
-from tritonshare.ops.conv_act_pool import plans as conv_plans
-from tritonshare.ops.conv_act_pool.problem import ConvProblem
-from tritonshare.ops.conv_act_pool.reference import reference as conv_reference
+from tritonshare.ops.conv2d_act_pool import plans as conv_plans
+from tritonshare.ops.conv2d_act_pool.problem import ConvProblem
+from tritonshare.ops.conv2d_act_pool.reference import reference as conv_reference
 from tritonshare.plan import Plan
 
 reference, stub = pytest.mark.reference, pytest.mark.stub

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from tritonshare import __version__
 from tritonshare.files import naming, sentence
-from tritonshare.options import (
+from tritonshare.training.options import (
     DEFAULT_EPOCHS,
     DTYPES,
     HALVING_EPOCHS,
@@ -215,9 +215,9 @@ def run_train(args: argparse.Namespace) -> int:
         return fail("train", 2, f"{', '.join(missing)} not installed: run pip install 'tritonshare[train]'")
     import torch
 
-    from tritonshare import train
     from tritonshare.checkpoint import CheckpointError
-    from tritonshare.data import DataError
+    from tritonshare.training import train
+    from tritonshare.training.data import DataError
 
     folder = None
     try:
@@ -237,7 +237,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 def last_epoch(folder: Path | None) -> str:
     """Where the last complete epoch of a broken run lies, to end a sentence with."""
-    from tritonshare.train import CHECKPOINT
+    from tritonshare.training.train import CHECKPOINT
 
     if folder is None or not os.path.exists(folder / CHECKPOINT):  # Path.exists raises for some names
         return "; no epoch was complete, nothing was written"
@@ -284,7 +284,7 @@ def run_compress(args: argparse.Namespace) -> int:
     from tritonshare.check import ArgumentError
     from tritonshare.checkpoint import CheckpointError
     from tritonshare.compress import command
-    from tritonshare.data import DataError
+    from tritonshare.training.data import DataError
 
     try:
         command.main(args)
@@ -319,8 +319,8 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
 def run_tune(args: argparse.Namespace) -> int:
     import torch
 
-    from tritonshare import tune
-    from tritonshare.target import TargetError, model_of
+    from tritonshare.measure import tune
+    from tritonshare.measure.target import TargetError, model_of
 
     if not args.budget > 0:
         return fail("tune", 2, f"--budget must be more than 0 seconds, but is {args.budget:g}")

@@ -17,7 +17,7 @@ import torch
 from . import gate, launch, plan
 from .op import REGISTRY, Case, Op
 from .optim import verify
-from .options import OptionError
+from .training.options import OptionError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAMES = max(map(len, REGISTRY))  # the width of their column

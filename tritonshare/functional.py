@@ -13,7 +13,7 @@ from .dispatch import in_graph
 from .op import FUNCTIONS
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
-from .ops.conv_act_pool import CONV2D_ACT_POOL
+from .ops.conv2d_act_pool import CONV2D_ACT_POOL
 from .ops.nearest import NEAREST
 from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL

@@ -74,7 +74,10 @@ class GlobalMemory:
 
     def allow(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        base, size = storage.data_ptr(), storage.nbytes()
+        try:
+            base, size = storage.data_ptr(), storage.nbytes()
+        except RuntimeError:  # what tracing leaves behind (fake and functional tensors) has no memory
+            return
         if size and not any(r.base <= base and base + size <= r.end for r in self.regions):
             bisect.insort(self.regions, Region(base, size), key=lambda region: region.base)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import records
 from ..files import Busy, FileError, held, lock_of, replace, sentence
-from ..options import DEFAULT_EPOCHS, DTYPES
+from ..training.options import DEFAULT_EPOCHS, DTYPES
 from .files import MODEL, content
 from .report import Report
 from .share import compress
@@ -54,7 +54,7 @@ class Known:
     """A model of `tritonshare train`, by the metadata of its file."""
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        from ..train import TwoBlockCNN
+        from ..training.train import TwoBlockCNN
 
         self.path, self.metadata = path, metadata
         seen = metadata.get("config", metadata)
@@ -73,9 +73,9 @@ class Known:
 
     def run(self, data_dir: Path | None, device: torch.device) -> Any:
         """A run of the trainer, to evaluate with; None where there are no images. Raises CommandError, DataError."""
-        from .. import data
-        from ..options import Options
-        from ..train import Run
+        from ..training import data
+        from ..training.options import Options
+        from ..training.train import Run
 
         if self.data == "cifar10" and data_dir is None:
             return None
@@ -91,7 +91,7 @@ class Known:
 
 def main(args: argparse.Namespace) -> None:
     """Do what the command line says. Raises CommandError and what `compress`, `data.load` and writing raise."""
-    from ..train import choose_device
+    from ..training.train import choose_device
 
     if not args.out.name or args.out.suffix == ".png":
         raise CommandError(f"--out {args.out} is no name for the file: give one that ends with .safetensors")
@@ -114,7 +114,7 @@ def results(args: argparse.Namespace, picture: Path, device: torch.device) -> tu
     """The files to write, and the text to print."""
     from tqdm import tqdm
 
-    from .. import finetune, report
+    from ..training import finetune, report
 
     found, tensors = opened(args.checkpoint)
     run = found.run(args.data_dir, device) if found else None

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..check import ArgumentError, ArgumentTypeError, check_known, integer, integers, plain, shown
-from ..ops.conv_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
-from ..ops.conv_act_pool.options import pair
+from ..ops.conv2d_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
+from ..ops.conv2d_act_pool.options import pair
 
 
 def positive_integer(of: str, name: str, value: Any) -> int:

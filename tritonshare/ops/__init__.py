@@ -2,7 +2,7 @@
 
 from . import (
     adaptive_update,
-    conv_act_pool,
+    conv2d_act_pool,
     nearest,
     segment_sum,
     shared_conv2d_act_pool,
@@ -13,7 +13,7 @@ from . import (
 
 __all__ = [
     "adaptive_update",
-    "conv_act_pool",
+    "conv2d_act_pool",
     "nearest",
     "segment_sum",
     "shared_conv2d_act_pool",

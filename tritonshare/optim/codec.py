@@ -1,4 +1,4 @@
-"""8-bit states in plain torch, as kernels/adaptive.py has them (`encode`, `decode`): for checkpoints and tests.
+"""8-bit states in plain torch, as kernels/adaptive_update.py has them (`encode`, `decode`): for checkpoints and tests.
 
 A block of QUANT elements, in the order of memory, shares a scale: the largest magnitude. A code stands for scale * x
 with x = (q / 127)^2 and a sign, or (q / 255)^4 for what has none. Encoding what was decoded gives the same codes.

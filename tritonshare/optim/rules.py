@@ -1,4 +1,5 @@
-"""The rules of an update: their states and numbers, and each in plain torch. kernels/adaptive.py has the kernels'."""
+"""The rules of an update: their states and numbers, and each in plain torch. The kernels are in
+kernels/adaptive_update.py."""
 
 from __future__ import annotations
 

@@ -313,7 +313,7 @@ class Stepper:
     @staticmethod
     def _row(numbers: Numbers, rule: rules.Rule) -> list[float]:
         """A group's row in the kernels' table."""
-        from ..kernels.adaptive import HYPERS, RULES
+        from ..kernels.adaptive_update import HYPERS, RULES
 
         row = [numbers[name] for name in ("lr", "sign", "decay", "decoupled", *RULES[rule.name].hypers)]
         return row + [0.0] * (HYPERS.value - len(row))
@@ -330,14 +330,14 @@ class Stepper:
         """What the gradients are to be multiplied by so that their norm is max_norm at the most; None for nothing."""
         if layout.sums is None:
             return None
-        from ..kernels import adaptive
+        from ..kernels import adaptive_update
 
         for part in layout.parts:
             part.walk.square_sums(part.sums)
         device = layout.sums.device
         out = torch.empty(2, dtype=torch.float32, device=device)
         if layout.clip is None:
-            layout.clip = launch.Launcher(adaptive.clip_factor, {}, CLIP, device)
+            layout.clip = launch.Launcher(adaptive_update.clip_factor, {}, CLIP, device)
         max_norm = self._constant("max_norm", self.optimizer.extras.max_norm, torch.float64, device)
         layout.clip(1, layout.sums, out, _to(scale, device), max_norm, len(layout.sums))
         self.optimizer.grad_norm = out[1]

@@ -1,4 +1,4 @@
-"""The launches that update many tensors in place, and their tables in device memory: see kernels/adaptive.py."""
+"""The launches that update many tensors in place, and their tables in device memory: see kernels/adaptive_update.py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Kind:
     weight: torch.dtype
     gradient: torch.dtype
     state: torch.dtype
-    along: str  # as in kernels.adaptive.similarity_of
+    along: str  # as in kernels.adaptive_update.similarity_of
     aligned: bool  # every address is a multiple of 16
     rows_aligned: bool  # and so does every row begin
 
@@ -86,7 +86,7 @@ def refuse_capture(device: torch.device, what: str) -> None:
 
 def hypers_on(device: torch.device, groups: int) -> torch.Tensor:
     """A table of hyper-parameters, to be filled."""
-    from ..kernels.adaptive import HYPERS
+    from ..kernels.adaptive_update import HYPERS
 
     return torch.zeros(groups, HYPERS.value, dtype=torch.float64, device=device)
 
@@ -99,7 +99,7 @@ class Walk:
     """The launches for the tensors of a kind. Addresses are sent to the device only where one has moved."""
 
     def __init__(self, kind: Kind, members: Sequence[Member], extras: Extras, blocks: Plan) -> None:
-        from ..kernels import adaptive as fields
+        from ..kernels import adaptive_update as fields
 
         self.kind, self.members, self.extras, self.plan = kind, members, extras, blocks
         chunk = self.plan["CHUNK"]
@@ -205,12 +205,12 @@ class Walk:
         return self._types[str(dtype).removeprefix("torch.")]
 
     def _launcher(self, name: str, constants: dict[str, Any], blocks: Plan, **options: Any) -> launch.Launcher:
-        from ..kernels import adaptive
+        from ..kernels import adaptive_update
 
-        return launch.Launcher(getattr(adaptive, name), constants, blocks, self.kind.device, **options)
+        return launch.Launcher(getattr(adaptive_update, name), constants, blocks, self.kind.device, **options)
 
     def _update(self, keep: str) -> launch.Launcher:
-        from ..kernels.adaptive import RULES
+        from ..kernels.adaptive_update import RULES
 
         if keep not in self._updates:
             kind, rule = self.kind, RULES[self.kind.rule.name]

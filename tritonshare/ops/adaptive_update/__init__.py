@@ -144,9 +144,9 @@ def _launcher(
     weight: torch.dtype, grad: torch.dtype, device: torch.device, along: str, changes: Any
 ) -> launch.Launcher:
     """One for each pair of dtypes, since a launcher's arguments keep theirs."""
-    from ...kernels import adaptive
+    from ...kernels import adaptive_update
 
-    return launch.Launcher(adaptive.update_one, {"ALONG": along}, PLAN.changed(dict(changes)), device)
+    return launch.Launcher(adaptive_update.update_one, {"ALONG": along}, PLAN.changed(dict(changes)), device)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-LONGEST_ROW = 2**30 - 1  # elements: kernels find rows and columns in 32 bits (similarity_of in kernels/adaptive.py)
+LONGEST_ROW = 2**30 - 1  # elements: `similarity_of` in kernels/adaptive_update.py counts them in 32 bits
 
 
 def is_dense(t: torch.Tensor) -> bool:

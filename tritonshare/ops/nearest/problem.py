@@ -175,9 +175,9 @@ class PairsProblem(RowsProblem):
 
     @cached_property
     def _sum_pieces(self) -> launch.Launcher:
-        from ...kernels import segment
+        from ...kernels import segment_sum
 
-        return launch.Launcher(segment.sum_pieces, {"D": self.k}, self.plans["backward_features"], self.device)
+        return launch.Launcher(segment_sum.sum_pieces, {"D": self.k}, self.plans["backward_features"], self.device)
 
     # The way of the tensors.
 

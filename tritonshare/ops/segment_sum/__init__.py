@@ -1,4 +1,4 @@
-"""segment_sum: sums of rows by segment, without atomics. Device code: kernels/segment.py."""
+"""segment_sum: sums of rows by segment, without atomics. Device code: kernels/segment_sum.py."""
 
 from ... import products
 from ...op import Op

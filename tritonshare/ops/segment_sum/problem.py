@@ -76,9 +76,9 @@ class SegmentProblem(plan.Planned):
 
     @cached_property
     def _code(self) -> ModuleType:
-        from ...kernels import segment
+        from ...kernels import segment_sum
 
-        return segment
+        return segment_sum
 
     def _launcher(self, kernel: str, plan: Plan) -> launch.Launcher:
         return launch.Launcher(getattr(self._code, kernel), {"D": self.columns}, plan, self.device)

@@ -1,4 +1,4 @@
-"""shared_conv2d_act_pool: conv2d_act_pool from packed indices and codebooks. Device code: kernels/conv_act_pool.py,
+"""shared_conv2d_act_pool: conv2d_act_pool from packed indices and codebooks. Device code: kernels/conv2d_act_pool.py,
 which decodes filters as it loads them, and kernels/codebook.py."""
 
 from ... import products

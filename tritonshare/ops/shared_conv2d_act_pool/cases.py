@@ -6,7 +6,7 @@ import random
 from math import prod
 
 from ...op import Case
-from ..conv_act_pool import cases as dense
+from ..conv2d_act_pool import cases as dense
 from ..shared_linear.cases import OF_CODES, packed
 
 LAWS = OF_CODES

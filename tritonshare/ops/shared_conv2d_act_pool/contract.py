@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import check
 from ...check import Arguments, Change, Clause
-from ..conv_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
+from ..conv2d_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
 from ..shared_linear.contract import packed_sizes, packed_tensors
 from .options import weight_named
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ...packing import decode, weight_of
-from ..conv_act_pool.options import canonical as dense_canonical
-from ..conv_act_pool.options import pair
-from ..conv_act_pool.reference import reference as dense_reference
+from ..conv2d_act_pool.options import canonical as dense_canonical
+from ..conv2d_act_pool.options import pair
+from ..conv2d_act_pool.reference import reference as dense_reference
 
 
 class Weight(NamedTuple):

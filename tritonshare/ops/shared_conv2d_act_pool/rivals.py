@@ -6,8 +6,8 @@ import torch
 
 from ...op import Rival
 from ...packing import decode, weight_of
-from ..conv_act_pool import CONV2D_ACT_POOL
-from ..conv_act_pool.rivals import eager
+from ..conv2d_act_pool import CONV2D_ACT_POOL
+from ..conv2d_act_pool.rivals import eager
 from .options import weight_named
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 
-from . import gate, launch, plan
-from .check import ArgumentError
+from .. import gate, launch, plan
+from ..check import ArgumentError
+from ..op import Case, Op, Problem, first_of
+from ..plan import Plan
 from .machine import Call, Machine
-from .op import Case, Op, Problem, first_of
-from .plan import Plan
 
 
 class TuneError(RuntimeError):

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from . import __version__, plan, tables
+from .. import __version__, plan, tables
+from ..op import REGISTRY, Explanation, Op, Rival, Unavailable, explaining
+from ..plan import Plan
 from .machine import Call, Interval, Machine
-from .op import REGISTRY, Explanation, Op, Rival, Unavailable, explaining
-from .plan import Plan
 from .trial import Layer, Refused, Subject, Trial, TuneError
 
 QUICK_ROUNDS = 5

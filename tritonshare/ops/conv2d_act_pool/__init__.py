@@ -1,4 +1,4 @@
-"""conv2d_act_pool: convolution, bias, activation and pooling in one kernel. Device code: kernels/conv_act_pool.py."""
+"""conv2d_act_pool: convolution, bias, activation and pooling in one kernel. Device code: kernels/conv2d_act_pool.py."""
 
 from ... import products
 from ...op import Op

@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from tritonshare import checkpoint, data, explain, files, records, report
+from tritonshare import checkpoint, explain, files, records
 from tritonshare.files import sentence
 from tritonshare.nn import ConvActPool2d
-from tritonshare.options import (
+from tritonshare.training import data, report
+from tritonshare.training.options import (
     DEFAULT_EPOCHS,
     DTYPES,
     HALVING_EPOCHS,
@@ -33,7 +34,7 @@ from tritonshare.options import (
     OptionError,
     Options,
 )
-from tritonshare.report import Epoch
+from tritonshare.training.report import Epoch
 
 CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curves.png"
 SHARED, SIZES = "shared.safetensors", "sizes.png"  # of --shared-bits
@@ -290,7 +291,8 @@ def train(options: Options) -> list[Epoch]:
 
     The folder gets checkpoint.safetensors (everything a resumed run needs), model.safetensors (the weights, under the
     keys of `TwoBlockCNN.state_dict()`) after every epoch, and curves.png at the end. With `shared_bits` follow
-    shared.safetensors, for `tritonshare.compress.load`, and sizes.png, from the last epoch: see tritonshare.finetune.
+    shared.safetensors, for `tritonshare.compress.load`, and sizes.png, from the last epoch: see
+    tritonshare.training.finetune.
 
     Raises:
         OptionError, DataError, CheckpointError: before anything is written.
@@ -340,7 +342,7 @@ def train_on(images: data.ImageSet, options: Options, device: torch.device) -> l
     files.replace({folder / CURVES: report.draw_curves(history, title)})
     print(f"\n{report.table(facts(run, history, time.perf_counter() - began))}", flush=True)
     if options.shared_bits is not None:
-        from tritonshare import finetune  # which is built on this module
+        from tritonshare.training import finetune  # which is built on this module
 
         finetune.finish(run, len(history), options.shared_bits)
     return history

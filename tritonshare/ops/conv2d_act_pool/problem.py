@@ -73,9 +73,9 @@ class ConvProblem(plan.Planned):
 
     @cached_property
     def _code(self) -> ModuleType:
-        from ...kernels import conv_act_pool
+        from ...kernels import conv2d_act_pool
 
-        return conv_act_pool
+        return conv2d_act_pool
 
     def _launcher(self, name: str, **constants: Any) -> launch.Launcher:
         constants = {"geo": self.geo, "DERIVATIVE": self.activation.derivative, **constants}

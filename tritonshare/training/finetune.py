@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from tritonshare import compress, files, optim, report
+from tritonshare import compress, files, optim
 from tritonshare.compress.files import content
 from tritonshare.nn import SharedConv2d, SharedLinear
-from tritonshare.options import SHARED_CODEBOOKS, SHARED_REASSIGNED, Options
-from tritonshare.report import Size
-from tritonshare.train import SHARED, SIZES, Run, one_epoch
+from tritonshare.training import report
+from tritonshare.training.options import SHARED_CODEBOOKS, SHARED_REASSIGNED, Options
+from tritonshare.training.report import Size
+from tritonshare.training.train import SHARED, SIZES, Run, one_epoch
 
 EVERY = range(1, 9)  # numbers of bits, whose sizes are drawn
 

@@ -1,0 +1,1 @@
+"""The command `tritonshare train`: data, options, an epoch, fine-tuning, checkpoints and pictures of a run."""
