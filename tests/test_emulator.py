@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.emulator import Fault, emulated_gpu
 
@@ -281,6 +282,23 @@ def test_a_product_of_a_product(gpu):
 @triton.jit
 def read_at(x, o, i):
     tl.store(o, tl.load(x + i))
+
+
+@triton.jit
+def copy_through_addresses(addresses, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = tl.load(addresses).to(tl.pointer_type(tl.float32))
+    o = tl.load(addresses + 1).to(tl.pointer_type(tl.float32))
+    tl.store(o + i, tl.load(x + i, mask=i < n), mask=i < n)
+
+
+@pytest.mark.filterwarnings("error:Accessing the data pointer")
+def test_addresses_that_lie_in_memory_are_looked_up_among_living_tensors(gpu):
+    with FakeTensorMode():
+        fake = torch.ones(40)  # noqa: F841  tracing leaves tensors without memory behind
+    x, o = torch.randn(40), torch.zeros(40)
+    copy_through_addresses[(1,)](torch.tensor([x.data_ptr(), o.data_ptr()]), 40, BLOCK=64)
+    torch.testing.assert_close(o, x, rtol=0, atol=0)
 
 
 def test_an_access_outside_of_the_tensors_is_a_fault():

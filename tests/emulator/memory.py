@@ -64,6 +64,14 @@ class Region(_Bytes):
         return (address - np.uint64(self.first)).astype(np.int64)
 
 
+def has_memory(found: object) -> bool:
+    """Whether it is a tensor of this process's memory. What tracing leaves behind (fake and functional tensors) is not:
+    their addresses mean nothing."""
+    if type(found) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    return found.device.type == "cpu" and found.layout == torch.strided and not torch._is_functional_tensor(found)
+
+
 class GlobalMemory:
     """Regions by address. An address that no argument holds (a kernel may read addresses from memory) is looked up
     among all living tensors."""
@@ -74,10 +82,7 @@ class GlobalMemory:
 
     def allow(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        try:
-            base, size = storage.data_ptr(), storage.nbytes()
-        except RuntimeError:  # what tracing leaves behind (fake and functional tensors) has no memory
-            return
+        base, size = storage.data_ptr(), storage.nbytes()
         if size and not any(r.base <= base and base + size <= r.end for r in self.regions):
             bisect.insort(self.regions, Region(base, size), key=lambda region: region.base)
 
@@ -91,7 +96,7 @@ class GlobalMemory:
             return None
         self._searched = True
         for found in gc.get_objects():
-            if isinstance(found, torch.Tensor) and found.device.type == "cpu" and found.layout == torch.strided:
+            if has_memory(found):
                 self.allow(found)
         return self._region(address)
 
