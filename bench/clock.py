@@ -9,8 +9,8 @@ import pytest
 
 from bench.rows import is_ours, record
 from bench.suite import Failed, TimeRounds
+from tritonshare.declare import Unavailable
 from tritonshare.measure.machine import Machine
-from tritonshare.op import Unavailable
 
 
 class Clock:

@@ -32,7 +32,8 @@ from bench.sass import Code, inspect
 from bench.selection import SelectionError, cases_and_steps
 from bench.steps import CLASSES, STEPS, Step
 from tritonshare import files, plan
-from tritonshare.op import Case, Op
+from tritonshare.declare import Case
+from tritonshare.op import Op
 
 COLUMNS = {
     "op": "<15", "case": "<38", "dtype": "<5",

@@ -19,7 +19,9 @@ from triton.runtime.jit import mangle_type
 from bench.rows import DTYPES
 from bench.sass import parse_target, source_for
 from tritonshare import gate, launch, plan
-from tritonshare.op import Case, Op, Problem, differentiable, explaining, first_of
+from tritonshare.declare import Case, Problem, differentiable, first_of
+from tritonshare.explanation import explaining
+from tritonshare.op import Op
 from tritonshare.plan import Plan
 
 # How a call computes: the dtype of its tensors, and torch's switch for the products of fp32.

@@ -22,8 +22,8 @@ from bench.models import MODELS, numel
 from bench.roofs import Roofs
 from bench.rows import OURS, StepRow, StepSubject, is_ours
 from tritonshare import gate, optim, plan
+from tritonshare.declare import Cost, Unavailable
 from tritonshare.measure.machine import Call, Interval, Machine
-from tritonshare.op import Cost, Unavailable
 from tritonshare.ops.conv2d_act_pool.rivals import found
 
 Tensors = Sequence[torch.Tensor]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bench.launches import NUMBERS, numbers
+from tritonshare.declare import Cost
 from tritonshare.measure.machine import Call, Interval, Machine
-from tritonshare.op import Cost
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tritonshare.op import REGISTRY, Case, Op
+from tritonshare.declare import Case
+from tritonshare.op import REGISTRY, Op
 
 
 class SelectionError(ValueError):

@@ -16,7 +16,7 @@ import torch
 from bench.launches import NUMBERS, RecordedLaunch
 from bench.optim_suite import MAX_NORM, RULES, least_bytes
 from tritonshare import launch, optim, plan
-from tritonshare.op import Cost
+from tritonshare.declare import Cost
 
 CLASSES = {name: (rule.ours, rule.options) for name, rule in RULES.items()} | {
     "AMSGrad": (optim.Adam, {"amsgrad": True})

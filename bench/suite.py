@@ -20,8 +20,10 @@ from bench.launches import NUMBERS, call, case_tensors, in_layout, needs, number
 from bench.roofs import Roofs
 from bench.rows import OURS, DeviceRow, Subject, is_ours
 from tritonshare import gate
+from tritonshare.declare import Case, Cost, Rival, Scalar, Unavailable, first_of
+from tritonshare.explanation import explaining
 from tritonshare.measure.machine import Call, Interval, Machine
-from tritonshare.op import Case, Cost, Op, Rival, Scalar, Unavailable, explaining, first_of
+from tritonshare.op import Op
 
 
 def compiled(**settings: Any) -> Callable[[Op], Rival]:

@@ -17,7 +17,8 @@ from bench.launches import call
 from bench.rows import OURS, PASSES, HostRow, record
 from bench.stub_driver import stub_driver
 from tritonshare import gate, launch
-from tritonshare.op import REGISTRY, first_of
+from tritonshare.declare import first_of
+from tritonshare.op import REGISTRY
 
 ROUNDS = {"rounds": 200, "iterations": 100, "warmup_rounds": 20}
 DRY_ROUNDS = {"rounds": 3, "iterations": 1, "warmup_rounds": 1}

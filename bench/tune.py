@@ -24,9 +24,10 @@ from bench.launches import NUMBERS, case_tensors, needs, numbers
 from bench.selection import SelectionError, cases, chosen
 from tritonshare import gate, plan, tables
 from tritonshare.cli import told
+from tritonshare.declare import Case
 from tritonshare.measure.machine import Machine
 from tritonshare.measure.tune import Layer, Tuned, TuneError, Tuner
-from tritonshare.op import Case, Op
+from tritonshare.op import Op
 from tritonshare.plan import Plan
 
 

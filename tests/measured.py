@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.ops import OPS, case_of
-from tritonshare import gate, plan, tables
+from tritonshare import choose, gate, plan, tables
 
 OP = OPS[0]
 CASE = case_of(OP, "tiny")
@@ -21,7 +21,7 @@ def time_of(us: float) -> tables.Time:
 
 
 def provenance(triton: str = "") -> tables.Provenance:
-    version = triton or f"{plan.triton_minor()}.0"
+    version = triton or f"{choose.triton_minor()}.0"
     return tables.Provenance(
         "NVIDIA H200", "580.1", "2.11.0+cu130", version, "2026-01-01T00:00:00+00:00", "0123abc", 64
     )

@@ -9,7 +9,8 @@ import torch
 import tritonshare  # noqa: F401 (registers the ops)
 from tests.guard import Guard
 from tritonshare import gate, launch
-from tritonshare.op import REGISTRY, differentiable, first_of
+from tritonshare.declare import differentiable, first_of
+from tritonshare.op import REGISTRY
 from tritonshare.ops.similarity_weight.reference import KINDS
 
 OPS = tuple(REGISTRY.values())

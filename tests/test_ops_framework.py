@@ -41,7 +41,8 @@ from tests.ops import (
 )
 from tritonshare import functional, gate, plan
 from tritonshare.check import ArgumentError, ArgumentTypeError
-from tritonshare.op import FUNCTIONS, Scalar, Whole, differentiable, first_of
+from tritonshare.declare import Scalar, Whole, differentiable, first_of
+from tritonshare.op import FUNCTIONS
 from tritonshare.ops.similarity_weight.reference import DISTANCES
 
 pytestmark = [pytest.mark.reference, pytest.mark.interpreter, pytest.mark.once]

@@ -14,7 +14,7 @@ from tests.guard import poisoned_allocations
 from tests.on_gpu import by_op, finite, passes, same_bits
 from tests.ops import call, case_of, cases, moved, of_batch, ops, per_sample, strided, to_channels_last, unaligned
 from tritonshare import gate
-from tritonshare.op import differentiable
+from tritonshare.declare import differentiable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.dry]
 

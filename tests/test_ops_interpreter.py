@@ -30,7 +30,7 @@ from tests.ops import (
 )
 from tests.sanitizer import Sanitizer
 from tritonshare import gate, plan
-from tritonshare.op import differentiable
+from tritonshare.declare import differentiable
 
 pytestmark = pytest.mark.interpreter
 

@@ -32,7 +32,8 @@ from tests.ops import (
 from tritonshare import binding, check, explain, functional, gate, launch
 from tritonshare import op as op_module
 from tritonshare.check import LONGEST, ArgumentError, ArgumentTypeError
-from tritonshare.op import Op, differentiable, first_of
+from tritonshare.declare import differentiable, first_of
+from tritonshare.op import Op
 from tritonshare.ops.conv2d_act_pool import CONV2D_ACT_POOL
 from tritonshare.ops.similarity_weight.reference import DISTANCES, similarities
 from tritonshare.plan import DEVICES, using

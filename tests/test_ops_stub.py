@@ -10,7 +10,7 @@ from tests.guard import Guard
 from tests.ops import call, case_of, cases, first_sample, leaves, of_batch, ops, scalars, wanting
 from tritonshare import gate, launch, plan
 from tritonshare.check import ArgumentError
-from tritonshare.op import differentiable
+from tritonshare.declare import differentiable
 
 pytestmark = pytest.mark.stub
 

@@ -20,8 +20,8 @@ from bench.rows import StepRow, StepSubject, is_ours, load
 from bench.selection import SelectionError, cases_and_steps
 from bench.suite import Failed
 from tests import synthetic_results as synthetic
+from tritonshare.declare import Unavailable
 from tritonshare.measure.machine import Interval
-from tritonshare.op import Unavailable
 
 pytestmark = pytest.mark.stub
 SHAPES = [(24, 20), (20,), (), (0,), (300,)]

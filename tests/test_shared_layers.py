@@ -8,8 +8,8 @@ import torch
 from tests.ops import assert_same_bits
 from tritonshare import functional, gate, packing
 from tritonshare.check import ArgumentError, ArgumentTypeError
+from tritonshare.declare import Case
 from tritonshare.nn import ConvActPool2d, SharedConv2d, SharedLinear
-from tritonshare.op import Case
 from tritonshare.ops.shared_linear import SHARED_LINEAR
 from tritonshare.ops.shared_linear.cases import packed
 

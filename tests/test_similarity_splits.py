@@ -9,7 +9,7 @@ import torch
 
 from tests.ops import assert_same_bits, call, results
 from tritonshare import gate, launch, plan
-from tritonshare.op import Case
+from tritonshare.declare import Case
 from tritonshare.ops.nearest import NEAREST
 from tritonshare.ops.similarity_reduce import SIMILARITY_REDUCE
 from tritonshare.ops.similarity_weight import SIMILARITY_WEIGHT

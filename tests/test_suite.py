@@ -17,8 +17,9 @@ from bench.roofs import H200
 from bench.rows import DTYPES, LAYOUTS, PASSES, load
 from bench.selection import SelectionError, cases, chosen
 from tests.ops import OPS, case_of, ops
+from tritonshare.declare import Rival, Unavailable, first_of
 from tritonshare.measure.machine import Interval
-from tritonshare.op import REGISTRY, Rival, Unavailable, first_of
+from tritonshare.op import REGISTRY
 
 pytestmark = pytest.mark.stub
 ALL = (DTYPES, LAYOUTS, tuple(PASSES))

@@ -16,7 +16,7 @@ from bench.launches import NUMBERS, case_tensors, numbers
 from bench.stub_driver import stub_driver
 from tests.measured import CASE, OP, faster, plan_row, problem_of, reordered, table_of, verdict_row
 from tests.ops import OPS, call
-from tritonshare import doctor, explain, functional, gate, launch, plan, records, tables
+from tritonshare import choose, doctor, explain, functional, gate, launch, plan, records, tables
 from tritonshare.check import ArgumentError
 from tritonshare.op import REGISTRY
 
@@ -201,7 +201,7 @@ def faults(table: tables.Table) -> list[str]:
         if row.op not in REGISTRY or problem is None:
             found.append(f"{row.op} {row.problem} is of no case")
         elif isinstance(row, tables.PlanRow):
-            found += [fault] if (fault := plan.unfit(problem.ladder, row)) else []
+            found += [fault] if (fault := choose.unfit(problem.ladder, row)) else []
     return found
 
 
@@ -244,9 +244,9 @@ def users(tmp_path, monkeypatch, fresh_problems):
     path.parent.mkdir()
     monkeypatch.setattr(tables, "user_file", lambda arch: path.with_name(f"{arch}.json"))
     monkeypatch.setattr(tables, "shipped_file", lambda arch: tmp_path / f"{arch}.json")
-    plan.sources.cache_clear()
+    choose.sources.cache_clear()
     yield path
-    plan.sources.cache_clear()
+    choose.sources.cache_clear()
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_the_users_plan_beats_the_librarys_which_beats_the_ladder(users):
     own, theirs = [p for p in problem.ladder.candidates(PASS) if plan.keeps_order(problem.ladder, PASS, p)][1:3]
     tables.write(tables.shipped_file(ARCH), table_of(plan_row(problem, PASS, theirs)))
     assert problem_of().chosen[PASS] == (theirs, "the shipped table")
-    plan.sources.cache_clear()
+    choose.sources.cache_clear()
     tables.write(users, table_of(plan_row(problem, PASS, own)))
     assert problem_of().chosen[PASS] == (own, "the user's table")
     with plan.using(device=plan.DEVICES[ARCH]):  # a study of a device is not one of this user's
@@ -441,13 +441,13 @@ def test_rows_of_other_problems_are_no_reason_to_warn(users):
 def test_doctor_tells_of_the_tables(users, monkeypatch):
     device = torch.device("cpu")
     assert doctor.tables_in_use(device)[0] == f"the user's table: none at {users}"
-    plan.sources.cache_clear()
+    choose.sources.cache_clear()
     of_another_triton(users, monkeypatch)
-    assert f"0 of 1 rows are of Triton {plan.triton_minor()}" in doctor.tables_in_use(device)[0]
-    plan.sources.cache_clear()
+    assert f"0 of 1 rows are of Triton {choose.triton_minor()}" in doctor.tables_in_use(device)[0]
+    choose.sources.cache_clear()
     users.write_text("{")
     assert "is not JSON" in doctor.tables_in_use(device)[0]
-    plan.sources.cache_clear()
+    choose.sources.cache_clear()
     monkeypatch.setattr(tables, "user_file", lambda arch: None)
     assert doctor.tables_in_use(device)[0] == "the user's table: none, platformdirs is not installed"
 
@@ -516,22 +516,22 @@ def test_no_two_canonical_calls_have_one_signature(op):
 def test_wins(users, us, rival_us, expected):
     problem = problem_of()
     tables.write(users, table_of(verdict_row(problem, "training", us, rival_us)))
-    assert plan.wins(problem) is expected
-    assert plan.wins(problem, training=False) is None
-    assert plan.wins(problem_of(dtype=torch.bfloat16)) is None
+    assert choose.wins(problem) is expected
+    assert choose.wins(problem, training=False) is None
+    assert choose.wins(problem_of(dtype=torch.bfloat16)) is None
 
 
 @reference
 def test_a_verdict_counts_with_its_triton_and_the_users_first(users):
     problem = problem_of()
     tables.write(users, table_of(verdict_row(problem, "training", 1, 2, "2.1.0")))
-    assert plan.wins(problem) is None
-    plan.sources.cache_clear()
+    assert choose.wins(problem) is None
+    choose.sources.cache_clear()
     tables.write(tables.shipped_file(ARCH), table_of(verdict_row(problem, "training", 1, 2)))
-    assert plan.wins(problem) is True
-    plan.sources.cache_clear()
+    assert choose.wins(problem) is True
+    choose.sources.cache_clear()
     tables.write(users, table_of(verdict_row(problem, "training", 2, 1)))
-    assert plan.wins(problem) is False
+    assert choose.wins(problem) is False
 
 
 # `using` with whole plans.

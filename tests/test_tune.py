@@ -13,7 +13,7 @@ from bench.launches import NUMBERS, case_named, case_tensors, numbers
 from bench.stub_driver import stub_driver
 from tests.measured import CASE, OP, plan_row, problem_of, table_of
 from tests.ops import cases
-from tritonshare import gate, launch, plan, tables
+from tritonshare import choose, gate, launch, plan, tables
 from tritonshare.binding import gradients_by_reference
 from tritonshare.cli import main
 from tritonshare.measure import target, trial, tune
@@ -223,7 +223,7 @@ def test_a_winner_beyond_the_interval_is_kept_and_a_row_tells_all(machine):
         assert row.candidates > 10
         assert row.provenance.gpu == "a made-up GPU"
         assert row.provenance.batch == made.batch
-        assert plan.unfit(ladder_of(made), row) is None
+        assert choose.unfit(ladder_of(made), row) is None
     assert rows["inference"].us.median == pytest.approx(5, rel=0.01), "the verdict is on the winners"
     assert rows["training"].us.median == pytest.approx(15, rel=0.01)
     assert rows["training"].rival_us.median == pytest.approx(100, rel=0.01)
@@ -462,11 +462,11 @@ def test_the_calls_of_a_model_are_tuned_each_problem_once(machine, monkeypatch, 
     assert {row.pass_ for row in first} == {"forward", "backward_weight"}, "nobody wants the image's gradient"
     assert f"rows for {path}" in said[-1]
     # and a later process takes them
-    plan.sources.cache_clear()
+    choose.sources.cache_clear()
     tensors = [torch.randn(5, 3, 16, 16), model.first.weight, model.first.bias]
     problem = OP.problem(tensors, OP.canonical(tensors, *done[0].layer.options))
     assert problem.chosen["forward"].source == "the user's table"
-    plan.sources.cache_clear()
+    choose.sources.cache_clear()
 
 
 @reference

@@ -2,7 +2,7 @@
 
 from . import compress, functional, nn, optim
 from .check import ArgumentError, ArgumentTypeError
-from .op import explain
+from .explanation import explain
 from .plan import using
 
 __version__ = "0.1.0"

@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from . import launch
 from .check import ArgumentError
+from .declare import Problem, first_of
 from .dispatch import Way, dual, in_memory, plain, profiled, way
 
 if TYPE_CHECKING:
-    from .op import Op, Problem
+    from .op import Op
 
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
 LIBRARY = torch.library.Library("tritonshare", "DEF")
@@ -26,11 +27,6 @@ LIBRARY = torch.library.Library("tritonshare", "DEF")
 def tupled(outs: Any) -> tuple[torch.Tensor, ...]:
     """What a registered operator returns; one that returns a single tensor returns no tuple."""
     return outs if isinstance(outs, tuple) else (outs,)
-
-
-def first_of(outs: Any) -> torch.Tensor:
-    """Of an op's public outputs the one that has a gradient."""
-    return outs[0] if isinstance(outs, tuple) else outs
 
 
 def serializable(named: type) -> type:

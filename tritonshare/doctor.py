@@ -14,8 +14,9 @@ from functools import partial
 
 import torch
 
-from . import gate, launch, plan
-from .op import REGISTRY, Case, Op
+from . import choose, gate, launch, plan
+from .declare import Case
+from .op import REGISTRY, Op
 from .optim import verify
 from .training.options import OptionError
 
@@ -74,7 +75,7 @@ def tables_in_use(device: torch.device) -> list[str]:
     """The tables of measured plans, and how many of their rows count here; the rest is the ladders'."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong with a file is told below
-        sources = plan.sources(plan.facts(device).arch)
+        sources = choose.sources(plan.facts(device).arch)
     lines = []
     for source in sources:
         rows = [*source.table.plans, *source.table.verdicts]
@@ -85,8 +86,8 @@ def tables_in_use(device: torch.device) -> list[str]:
         elif not rows:
             told = f"none at {source.path}"
         else:
-            counted = sum(key[-1] == plan.triton_minor() for key in rows)
-            told = f"{source.path}, {counted} of {len(rows)} rows are of Triton {plan.triton_minor()}"
+            counted = sum(key[-1] == choose.triton_minor() for key in rows)
+            told = f"{source.path}, {counted} of {len(rows)} rows are of Triton {choose.triton_minor()}"
         lines.append(f"{source.name}: {told}")
     return lines
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from . import functional, launch
-from .op import Case, Op, Scalar, Whole, differentiable, first_of
+from .declare import Case, Scalar, Whole, differentiable, first_of
+from .op import Op
 
 FAMILIES = ("random", "integers", "ties", "near", "tiny", "far", "apart", "nonfinite", "extreme")
 Tensors = Sequence[torch.Tensor | None]

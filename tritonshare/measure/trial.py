@@ -12,7 +12,8 @@ from torch._prims_common import suggest_memory_format
 
 from .. import gate, launch, plan
 from ..check import ArgumentError
-from ..op import Case, Op, Problem, first_of
+from ..declare import Case, Problem, first_of
+from ..op import Op
 from ..plan import Plan
 from .machine import Call, Machine
 

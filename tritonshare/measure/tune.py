@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from .. import __version__, plan, tables
-from ..op import REGISTRY, Explanation, Op, Rival, Unavailable, explaining
+from ..declare import Rival, Unavailable
+from ..explanation import Explanation, explaining
+from ..op import REGISTRY, Op
 from ..plan import Plan
 from .machine import Call, Interval, Machine
 from .trial import Layer, Refused, Subject, Trial, TuneError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ...op import Case
+from ...declare import Case
 from .reference import ACTIVATIONS
 
 

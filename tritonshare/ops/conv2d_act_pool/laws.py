@@ -1,4 +1,4 @@
-"""Identities of conv2d_act_pool, for property tests: see op.Law. Exact on integers, in any order of summation."""
+"""Identities of conv2d_act_pool, for property tests: see declare.Law. Exact on integers, in any order of summation."""
 
 from __future__ import annotations
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 
-from ... import launch, plan, products
+from ... import choose, launch, products
 from ...binding import gradients_by_reference, in_layouts_of
+from ...declare import Cost
 from ...kernels.geometry import ConvActPool, ceil_div
-from ...op import Cost
 from ...plan import Plan
 from .options import axes
 from .plans import BY_BOX, BY_CELL, Ladder
 from .reference import reference
 
 
-class ConvProblem(plan.Planned):
+class ConvProblem(choose.Planned):
     """conv2d_act_pool with everything fixed but the batch."""
 
     op = "conv2d_act_pool"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ...op import Rival, Unavailable
+from ...declare import Rival, Unavailable
 from .reference import ACTIVATIONS, pooled, reference
 
 TRITON_TEMPLATES = (

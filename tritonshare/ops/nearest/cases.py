@@ -1,10 +1,10 @@
-"""Named geometries of nearest, and random ones. Tags: see op.Case."""
+"""Named geometries of nearest, and random ones. Tags: see declare.Case."""
 
 from __future__ import annotations
 
 import random
 
-from ...op import Case, Scalar
+from ...declare import Case, Scalar
 from ..similarity_weight.cases import apart
 from ..similarity_weight.reference import KINDS
 from .problem import LENGTH

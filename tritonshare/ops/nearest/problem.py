@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ... import launch
+from ...declare import Cost
 from ...kernels.geometry import ceil_div
-from ...op import Cost
 from ...plan import STAGES, WARPS, Device, Plan, around, power_of_two
 from ..similarity_weight.problem import RowsProblem, in_steps, total
 

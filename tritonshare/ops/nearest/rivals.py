@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...op import Rival, Unavailable
+from ...declare import Rival, Unavailable
 from ..similarity_weight.reference import DISSIMILARITIES
 from ..similarity_weight.rivals import eager as similarities
 from ..similarity_weight.rivals import lazy_pairs

@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from ...op import Case, Whole
+from ...declare import Case, Whole
 from .problem import LENGTH
 
 

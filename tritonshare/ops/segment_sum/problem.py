@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan, products
+from ... import choose, launch, products
+from ...declare import Cost
 from ...kernels.geometry import ceil_div
-from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around
 
 SIZES = {"forward": ("BLOCK_D", "BLOCK_M", "LENGTH"), "backward_input": ("BLOCK_D", "BLOCK_M")}
@@ -58,7 +58,7 @@ class Ladder:
         return plans["forward"]["BLOCK_M"], plans["forward"]["LENGTH"]
 
 
-class SegmentProblem(plan.Planned):
+class SegmentProblem(choose.Planned):
     """segment_sum with everything fixed but the rows."""
 
     op = "segment_sum"

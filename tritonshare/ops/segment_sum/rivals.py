@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from ...op import Rival
+from ...declare import Rival
 
 
 def atomics(options):

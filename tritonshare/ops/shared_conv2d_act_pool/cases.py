@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from math import prod
 
-from ...op import Case
+from ...declare import Case
 from ..conv2d_act_pool import cases as dense
 from ..shared_linear.cases import OF_CODES, packed
 

@@ -12,8 +12,8 @@ import torch
 
 from ... import launch, plan
 from ...binding import gradients_by_reference, in_layouts_of
+from ...declare import Cost
 from ...kernels.geometry import Shared, ceil_div
-from ...op import Cost
 from ..conv2d_act_pool.problem import ConvProblem
 from ..shared_linear.problem import CENTROIDS, SUM_CENTROIDS, aligned, book_tiles, sum_centroids
 from .options import reference, weight_named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...op import Rival
+from ...declare import Rival
 from ...packing import decode, weight_of
 from ..conv2d_act_pool import CONV2D_ACT_POOL
 from ..conv2d_act_pool.rivals import eager

@@ -6,8 +6,8 @@ import random
 
 import torch
 
+from ...declare import Case, Whole
 from ...kernels.geometry import code_bytes
-from ...op import Case, Whole
 from ...packing import pack, unpack
 
 

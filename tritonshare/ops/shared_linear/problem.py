@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan, products
+from ... import choose, launch, products
+from ...declare import Cost
 from ...kernels.geometry import Shared, ceil_div
-from ...op import Cost
 from ...plan import STAGES, WARPS, Device, Plan, power_of_two
 
 SIZES = {
@@ -107,7 +107,7 @@ class Ladder:
         return forward["BLOCK_RED"], dx["BLOCK_RED"], dbook.blocks, db["BLOCK_M"]
 
 
-class LinearProblem(plan.Planned):
+class LinearProblem(choose.Planned):
     """shared_linear with everything fixed but the batch."""
 
     op = "shared_linear"

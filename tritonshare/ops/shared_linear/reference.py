@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ...op import Rival
+from ...declare import Rival
 from ...packing import decode
 
 

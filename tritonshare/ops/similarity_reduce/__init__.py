@@ -2,7 +2,8 @@
 kernels/similarity_reduce.py, and kernels/nearest.py for the maximum."""
 
 from ... import products
-from ...op import Op, number_or_none
+from ...declare import number_or_none
+from ...op import Op
 from ..similarity_weight import numbers_of_kind
 from ..similarity_weight.reference import autocast
 from .cases import CASES, draw

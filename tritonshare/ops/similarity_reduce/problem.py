@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ... import launch
+from ...declare import Cost
 from ...kernels.geometry import ceil_div
-from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around, power_of_two
 from ..nearest.problem import PairsProblem
 from ..similarity_weight.problem import RowsProblem, total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ...op import Rival, Unavailable
+from ...declare import Rival, Unavailable
 from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES
 from ..similarity_weight.rivals import eager as similarities
 from ..similarity_weight.rivals import lazy_pairs

@@ -1,7 +1,8 @@
 """similarity_weight: similarities of all rows of x to all rows of y. Device code: kernels/similarity.py."""
 
 from ... import products
-from ...op import Op, number_or_none
+from ...declare import number_or_none
+from ...op import Op
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS

@@ -1,10 +1,10 @@
-"""Named geometries of similarity_weight, and random ones. Tags: see op.Case."""
+"""Named geometries of similarity_weight, and random ones. Tags: see declare.Case."""
 
 from __future__ import annotations
 
 import random
 
-from ...op import Case, Scalar
+from ...declare import Case, Scalar
 from .reference import KINDS
 
 

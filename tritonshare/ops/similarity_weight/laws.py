@@ -1,4 +1,4 @@
-"""Identities of similarity_weight, for property tests: see op.Law. Exact on integers."""
+"""Identities of similarity_weight, for property tests: see declare.Law. Exact on integers."""
 
 from __future__ import annotations
 

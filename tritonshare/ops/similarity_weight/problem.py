@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ... import launch, plan, products
+from ... import choose, launch, plan, products
+from ...declare import Cost
 from ...kernels.geometry import ceil_div
-from ...op import Cost
 from ...plan import STAGES, WARPS, Plan, around, power_of_two
 from .reference import DISTANCES
 
@@ -91,7 +91,7 @@ class Ladder:
         return (forward["BLOCK_RED"], *((p["BLOCK_N"], p["BLOCK_C"]) for p in (dx, dy)))
 
 
-class RowsProblem(plan.Planned):
+class RowsProblem(choose.Planned):
     """Rows of x compared with rows of y: what the problems of similarities have in common."""
 
     def __init__(self, tensors, options, kind: str, scalars: int = 2) -> None:

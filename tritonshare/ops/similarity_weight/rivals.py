@@ -7,7 +7,7 @@ import importlib
 import torch
 import torch.nn.functional as F
 
-from ...op import Rival, Unavailable
+from ...declare import Rival, Unavailable
 from .reference import DISTANCES, reference
 
 

@@ -1,0 +1,156 @@
+"""Which plans a problem is given: those of `using`, else measured ones, else the op's own.
+
+Measured plans come from tables (tables.py), which may change speed only: a row counts where its plan fits the problem
+and takes sums in the order of the ladder's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import tables
+from .check import ArgumentError
+from .declare import Problem
+from .plan import Chosen, Ladder, Plan, facts, keeps_order, override, signature
+
+
+@dataclass
+class Source:
+    """A file of measured plans, as this process read it."""
+
+    name: str
+    path: Path | None
+    table: tables.Table
+    problem: str = ""  # why the file, or a row of it, is not used
+
+    def ignore(self, problem: str) -> None:
+        """Warn that the file, or a row of it, is not used: once, whatever more there is."""
+        if not self.problem:
+            self.problem = problem
+            warnings.warn(f"tritonshare: {self.path} {problem}: ignored", stacklevel=2)
+
+
+USERS, SHIPPED = "the user's table", "the shipped table"
+
+
+@cache
+def sources(arch: str) -> tuple[Source, Source]:
+    """The user's table and the one that comes with the library, read once in a process."""
+    empty = tables.Table(arch)
+    found = Source(USERS, tables.user_file(arch), empty), Source(SHIPPED, tables.shipped_file(arch), empty)
+    for source in found:
+        try:
+            if source.path is not None:
+                source.table = tables.read(source.path, arch, private=source.name == USERS)
+        except FileNotFoundError:
+            pass
+        except tables.TableError as error:
+            source.ignore(str(error))
+    return found
+
+
+@cache
+def triton_minor() -> str:
+    """The version of Triton that rows must have been measured with."""
+    import triton
+
+    return tables.minor(triton.__version__)
+
+
+def unfit(ladder: Ladder, row: tables.PlanRow) -> str | None:
+    """Why a row's plan is none for this problem, as the rest of a sentence that begins with the file's name."""
+    plan = Plan.of_data(row.plan)
+    if row.pass_ not in ladder.plans or not ladder.fits(row.pass_, plan):
+        return f"has a plan that does not fit {row.op} {row.pass_} ({plan})"
+    if not keeps_order(ladder, row.pass_, plan):
+        return f"has a plan that would change results of {row.op} {row.pass_} ({plan})"
+    return None
+
+
+def _sources(problem: Problem) -> Sequence[Source]:
+    """The tables that count for a problem; the user's own do not where another device is studied."""
+    both = sources(problem.facts.arch)
+    return both[1:] if problem.override.device is not None else both
+
+
+def _measured(problem: Problem, pass_: str) -> Chosen | None:
+    of = (problem.op, pass_, problem.signature)
+    for source in _sources(problem):
+        row = source.table.plans.get((*of, triton_minor()))
+        if row is not None:
+            fault = unfit(problem.ladder, row)
+            if fault is None:
+                return Chosen(Plan.of_data(row.plan), source.name)
+            source.ignore(fault)
+        elif source.name == USERS and any(key[:-1] == of for key in source.table.plans):
+            source.ignore(f"was measured with another Triton than {triton_minor()} (run tritonshare tune again)")
+    return None
+
+
+def choose(problem: Problem) -> dict[str, Chosen]:
+    """A problem's plans by pass: of `using`, else of the user's table, the library's table, the ladder."""
+    changes = dict(problem.override.plan)
+    found = {}
+    for pass_, own in problem.ladder.plans.items():
+        pinned = changes.get(pass_)
+        if pinned is None:
+            chosen = _measured(problem, pass_) or Chosen(own, "the ladder")
+            changed = chosen.plan.changed(changes)
+            found[pass_] = chosen if changed == chosen.plan else Chosen(changed, "tritonshare.using")
+        elif not problem.ladder.fits(pass_, pinned):
+            raise ArgumentError(f"using: plan[{pass_!r}] does not fit this call of {problem.op}: {pinned}")
+        else:
+            found[pass_] = Chosen(pinned, "tritonshare.using")
+    return found
+
+
+def wins(problem: Problem, training: bool = True) -> bool | None:
+    """Whether this library was measured to be faster than torch on a problem, on this arch and with this Triton: True,
+    False, or None where it was not measured or the measurement does not decide.
+
+    training: with the gradients; else the output alone.
+    """
+    for source in _sources(problem):
+        of = (problem.op, "training" if training else "inference", problem.signature)
+        row = source.table.verdicts.get((*of, triton_minor()))
+        if row is not None:
+            if row.us.high < row.rival_us.low:
+                return True
+            return False if row.us.low > row.rival_us.high else None
+    return None
+
+
+class Planned:
+    """What problems have in common: the first tensor's device and dtype, how products are computed, and plans, chosen
+    when they are needed. Facts and overrides are read at once: they are part of a problem's key."""
+
+    ladder: Ladder
+
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor | None],
+        options: tuple[Any, ...],
+        products: Callable[[], str],
+        batched: Sequence[int] = (0,),
+    ) -> None:
+        x = tensors[0]
+        self.device, self.dtype = x.device, x.dtype
+        self.override = override()
+        self.facts = self.override.device or facts(self.device)
+        self.precision = products() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
+        self.signature = signature(tensors, options, self.precision, batched)
+
+    @cached_property
+    def chosen(self) -> dict[str, Chosen]:
+        return choose(self)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {name: chosen.plan for name, chosen in self.chosen.items()}
