@@ -1,5 +1,5 @@
 # make train   train the two-block CNN on real handwritten digits
-# make test    every test that needs no GPU, lane by lane (see tests/conftest.py)
+# make test    the tests that need no GPU, in minutes; `make long` runs the rest
 #
 # Both set up what they need in .venv on the first run, with the versions of constraints.txt.
 
@@ -12,46 +12,41 @@ PYTEST := $(RUN) -m pytest -q -n auto --dist worksteal
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
 OLDEST := PYTHONPATH=$(CURDIR)/.triton36
 
-.PHONY: train test lint reference interpreter codegen stub emulated oldest bench mutants clean
+.PHONY: train test long lint reference stub codegen emulated interpreter bench mutants clean
 
 train: .venv/ready
 	.venv/bin/tritonshare train --out $(OUT) $(ARGS)
 
-test: lint reference stub codegen emulated interpreter oldest
+# Two processes' worth of lanes: Triton's interpreter needs a process of its own (see tests/conftest.py).
+test: lint .venv/ready
+	$(PYTEST) -m 'not long'
+	TRITON_INTERPRET=1 $(PYTEST) -m 'not long'
+
+# The long tests, benchmarks run dry, and the oldest Triton: with `make test`, all that needs no GPU.
+long: .venv/ready .triton36/ready
+	$(PYTEST) -m long
+	$(RUN) -m pytest -q bench --benchmark-disable
+	TRITON_INTERPRET=1 $(PYTEST) -m long
+	$(OLDEST) $(PYTEST) -m '(stub or codegen or emulated and not long) and not once'
+	$(OLDEST) TRITON_INTERPRET=1 $(PYTEST) -m 'not once'
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
 
-reference: .venv/ready
-	$(PYTEST) --lane reference
+# One lane whole, long tests included.
+reference stub codegen emulated: .venv/ready
+	$(PYTEST) --lane $@
 
 interpreter: .venv/ready
 	TRITON_INTERPRET=1 $(PYTEST) --lane interpreter
-
-codegen: .venv/ready
-	$(PYTEST) --lane codegen
-
-# of every op some calls, on two chips; without the -m all cases in all dtypes
-emulated: .venv/ready
-	$(PYTEST) --lane emulated -m 'not repetition'
-
-# a whole dry day takes minutes: `oldest` runs it, with the Triton that machines with a GPU tend to have, and codegen
-# beside it
-stub: .venv/ready
-	$(PYTEST) --lane stub --deselect tests/test_gpu_day.py::test_a_dry_day_leaves_what_a_day_leaves
-	$(RUN) -m pytest -q bench --benchmark-disable
 
 # every op beside its rivals on a GPU; anywhere, host microseconds per call with the device stubbed out
 bench: .venv/ready
 	$(RUN) -m pytest bench --benchmark-columns=median,iqr,min,rounds $(ARGS)
 
-# a sample of wrong kernels, which the tests must tell; others with: make mutants ARGS="segment --each 20 --seed 1"
+# a sample of wrong kernels, which the tests must tell; others with: make mutants ARGS="segment_sum --each 20 --seed 1"
 mutants: .venv/ready
 	$(RUN) -m tests.mutants $(ARGS)
-
-oldest: .venv/ready .triton36/ready
-	$(OLDEST) $(PYTEST) -m '(stub or codegen or emulated and not repetition) and not once'
-	$(OLDEST) TRITON_INTERPRET=1 $(PYTEST) --lane interpreter -m 'not once'
 
 # torch first and by itself, so that what follows takes the build it found (a CPU build where one is offered)
 .venv/ready: pyproject.toml constraints.txt

@@ -163,7 +163,7 @@ print("tritonshare", tritonshare.__file__)'
 }
 
 lane=(--lane gpu)
-[ -z "$dry" ] || lane=(--lane dry -m 'not repetition')
+[ -z "$dry" ] || lane=(--lane dry -m 'not long')
 
 tests() {
     local workers

@@ -9,9 +9,9 @@
     dry          the tests of lane gpu without one: all is done, launches go into the recording driver, and of what the
                  kernels then leave nothing is asserted. Only by its name
 
-A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run. The marker
-`repetition` is of the cases that a short run may leave out, `long` of tests that others should run beside, `once` of
-those that the oldest Triton does not run again.
+A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run. Two more
+markers say when it runs: what is `long`, `make test` leaves out and `make long` runs; what is marked `once` is not run
+again with the oldest Triton.
 """
 
 import fcntl
@@ -34,9 +34,8 @@ def pytest_configure(config):
     torch.set_num_threads(1)  # processes run side by side
     for lane in LANES:
         config.addinivalue_line("markers", f"{lane}: runs in the {lane} lane")
-    config.addinivalue_line("markers", "repetition: does for one more case what another test does")
     config.addinivalue_line("markers", "once: of command lines and files, or what other tests show of a Triton, too")
-    config.addinivalue_line("markers", "long: begins first, so that no process waits for it alone")
+    config.addinivalue_line("markers", "long: takes long, or repeats a test for one more case: not in `make test`")
     lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
     if interpreted:  # a test that wants products of fp32 cut to TF32 says so; of convolutions torch's default does
         torch.backends.cudnn.allow_tf32 = False
@@ -65,7 +64,7 @@ def pytest_collection_modifyitems(config, items):
             raise pytest.UsageError(f"{item.nodeid} names no lane")
         (kept if marks & wanted else others).append(item)
     config.hook.pytest_deselected(items=others)
-    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("long") is None)
+    items[:] = kept
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,8 +9,7 @@ import torch
 from bench.launches import NUMBERS, numbers
 from tests.emulator import emulated_gpu
 from tests.guard import poisoned_allocations
-from tests.on_gpu import by_op, one_and_repetitions
-from tests.ops import assert_same_bits, cases, laws, pairs_of_law, results
+from tests.ops import assert_same_bits, cases, laws, one_short, one_short_by_op, pairs_of_law, results
 from tritonshare import gate, launch, plan
 from tritonshare.optim import verify
 
@@ -37,7 +36,7 @@ def on_gpu(arch, **options):
 
 def on_chips(parameters, names=tuple(NUMBERS), arches=ARCHES):
     """Parameters (op, case, numbers, arch)."""
-    return by_op(
+    return one_short_by_op(
         [
             pytest.param(*p.values, name, arch, id=f"{p.id}-{name}-sm_{arch}")
             for arch in arches
@@ -89,7 +88,7 @@ def test_the_order_of_programs_does_not_matter(op, case, name, arch):
     assert_same_bits(zip(*found, strict=True))
 
 
-@pytest.mark.parametrize(("op", "case", "law"), by_op(laws()))
+@pytest.mark.parametrize(("op", "case", "law"), one_short_by_op(laws()))
 def test_law(op, case, law):
     with on_gpu(90):
         assert_same_bits(pairs_of_law(op, case, law))
@@ -97,7 +96,7 @@ def test_law(op, case, law):
 
 @pytest.mark.parametrize("arch", ARCHES, ids="sm_{}".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rule", one_and_repetitions([pytest.param(rule, id=rule) for rule in verify.RULES]))
+@pytest.mark.parametrize("rule", one_short([pytest.param(rule, id=rule) for rule in verify.RULES]))
 def test_steps(rule, dtype, arch):
     with on_gpu(arch):
         comparisons = verify.check(rule, dtype, "cpu")

@@ -11,8 +11,20 @@ from torch._prims_common import suggest_memory_format
 
 from bench.launches import NUMBERS, case_tensors, numbers
 from tests.guard import poisoned_allocations
-from tests.on_gpu import by_op, finite, passes, same_bits
-from tests.ops import call, case_of, cases, moved, of_batch, ops, per_sample, strided, to_channels_last, unaligned
+from tests.on_gpu import finite, passes, same_bits
+from tests.ops import (
+    call,
+    case_of,
+    cases,
+    moved,
+    of_batch,
+    one_short_by_op,
+    ops,
+    per_sample,
+    strided,
+    to_channels_last,
+    unaligned,
+)
 from tritonshare import gate
 from tritonshare.declare import differentiable
 
@@ -39,8 +51,8 @@ def layers():
     return found
 
 
-TINY = by_op(cases("tiny"))
-TINY_IN_NUMBERS = by_op(with_numbers(cases("tiny")))
+TINY = one_short_by_op(cases("tiny"))
+TINY_IN_NUMBERS = one_short_by_op(with_numbers(cases("tiny")))
 
 
 def computed(op, case, tensors, grad):
@@ -69,7 +81,7 @@ def of_case(machine, op, case, dtype=torch.float16, family="random", seed=0):
 # What takes longest comes first.
 
 
-@pytest.mark.parametrize(("op", "case", "name", "channels_last"), by_op(layers()))
+@pytest.mark.parametrize(("op", "case", "name", "channels_last"), one_short_by_op(layers()))
 def test_layer(machine, room, op, case, name, channels_last):
     """At its full size through the gate, and a hundred times with the same bits."""
     if machine.dry:
@@ -128,7 +140,7 @@ def test_offsets_beyond_2_31_elements(machine, room, op, case, layout):
 # The gate.
 
 
-@pytest.mark.parametrize(("op", "case", "name"), by_op(with_numbers(cases("tiny", "edge"))))
+@pytest.mark.parametrize(("op", "case", "name"), one_short_by_op(with_numbers(cases("tiny", "edge"))))
 def test_gate(machine, op, case, name):
     """Every family of data, run twice; inputs are left as they were."""
     with numbers(name) as dtype:
@@ -188,7 +200,7 @@ def poisoned():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("op", "case"), by_op(cases("tiny", "edge")))
+@pytest.mark.parametrize(("op", "case"), one_short_by_op(cases("tiny", "edge")))
 def test_nothing_is_read_before_it_is_written(machine, op, case):
     tensors, grad = of_case(machine, op, case)
     expected = computed(op, case, tensors, grad)
