@@ -2,7 +2,7 @@
 
     python -m bench.tune conv2d_act_pool --budget 600
     python -m bench.tune conv2d_act_pool --case vgg1_2 --dtype bf16 --dtype tf32
-    python -m bench.tune conv2d_act_pool --case vgg1_2 --any-order     also what no table may hold: for the ladder
+    python -m bench.tune conv2d_act_pool --case vgg1_2 --any-order     also what no table may hold: for the heuristic
     python -m bench.tune conv2d_act_pool --dry --out plans.json        all but the measuring, without a GPU
 
 The file is written after every layer. What the time is too short for is told, and is left out.
@@ -67,7 +67,7 @@ def table(rows: Iterable[tuple[str, tables.Row]]) -> str:
     lines = [f"{'layer':<36} {'pass':<16} {'us':>10} {'before':>10} {'gain':>7}  plan"]
     for name, row in rows:
         if isinstance(row, tables.PlanRow):
-            before, what = row.ladder_us.median, str(Plan.of_data(row.plan))
+            before, what = row.default_us.median, str(Plan.of_data(row.plan))
         else:
             before, what = row.rival_us.median, f"beside torch ({row.rival})"
         gain = before / row.us.median

@@ -28,7 +28,7 @@ def provenance(triton: str = "") -> tables.Provenance:
 
 
 def plan_row(problem, pass_: str, chosen: plan.Plan, triton: str = "") -> tables.PlanRow:
-    runner_up = tables.RunnerUp(problem.ladder.plans[pass_].data, time_of(11))
+    runner_up = tables.RunnerUp(problem.heuristic.plans[pass_].data, time_of(11))
     seen = provenance(triton)
     return tables.PlanRow(
         problem.op, pass_, problem.signature, chosen.data, time_of(10), time_of(11), runner_up, 7, seen
@@ -46,12 +46,12 @@ def table_of(*rows: tables.Row, arch: str = "sm_90") -> tables.Table:
 
 
 def faster(problem, pass_: str) -> plan.Plan:
-    """A plan that a table may hold, other than the ladder's."""
-    ladder = problem.ladder
-    return next(p for p in list(ladder.candidates(pass_))[1:] if plan.keeps_order(ladder, pass_, p))
+    """A plan that a table may hold, other than the default."""
+    heuristic = problem.heuristic
+    return next(p for p in list(heuristic.candidates(pass_))[1:] if heuristic.keeps_order(pass_, p))
 
 
 def reordered(problem, pass_: str) -> plan.Plan:
-    """A plan that fits and takes sums in another order than the ladder's."""
-    ladder = problem.ladder
-    return next(p for p in ladder.candidates(pass_) if not plan.keeps_order(ladder, pass_, p))
+    """A plan that fits and takes sums in another order than the default plan."""
+    heuristic = problem.heuristic
+    return next(p for p in heuristic.candidates(pass_) if not heuristic.keeps_order(pass_, p))

@@ -139,7 +139,7 @@ def test_layouts_sum_in_the_same_order(op, case, arch):
         moved = [t.to(memory_format=layout) if t is not None and t.dim() == 4 else t for t in tensors]
         with using(device=DEVICES[arch]):
             problem = op.problem(moved, op.canonical(moved, *gate.raw_options(op, case.options)))
-        orders.append(problem.ladder.order(problem.plans))
+        orders.append(problem.heuristic.order(problem.plans))
     assert orders[0] == orders[1]
 
 

@@ -22,7 +22,7 @@ from tritonshare.op import REGISTRY
 
 reference, stub = pytest.mark.reference, pytest.mark.stub
 ARCH = "sm_90"
-PASS = next(iter(problem_of().ladder.plans))
+PASS = next(iter(problem_of().heuristic.plans))
 
 
 def good() -> tables.Table:
@@ -201,7 +201,7 @@ def faults(table: tables.Table) -> list[str]:
         if row.op not in REGISTRY or problem is None:
             found.append(f"{row.op} {row.problem} is of no case")
         elif isinstance(row, tables.PlanRow):
-            found += [fault] if (fault := choose.unfit(problem.ladder, row)) else []
+            found += [fault] if (fault := choose.unfit(problem.heuristic, row)) else []
     return found
 
 
@@ -262,7 +262,7 @@ def launched(gpu) -> plan.Plan:
     for batch in (1, 2, 5):
         first = tensors[0][:1].repeat(batch, *[1] * (tensors[0].dim() - 1))
         call(OP, [first, *tensors[1:]], **CASE.options)
-    names = dict(problem_of().ladder.plans[PASS].blocks)
+    names = dict(problem_of().heuristic.plans[PASS].blocks)
     plans = [
         plan.Plan.of(num_warps=r.metadata.num_warps, num_stages=r.metadata.num_stages,
                      **{name: r.arguments[name] for name in names})
@@ -278,18 +278,18 @@ def test_the_users_plan_is_what_is_launched(gpu, users):
     tables.write(users, good())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert launched(gpu) == wanted != problem_of().ladder.plans[PASS]
+        assert launched(gpu) == wanted != problem_of().heuristic.plans[PASS]
     tensors = gate.make_tensors(CASE, torch.float16)
     (note,) = explain(getattr(functional, OP.name), *tensors, **CASE.options)
     assert note.problem.chosen[PASS] == (wanted, "the user's table")
     assert "(from the user's table)" in str(note)
-    assert "(from the ladder)" in str(note)
+    assert "(from the heuristic)" in str(note)
 
 
 @stub
 def test_using_beats_the_users_plan(gpu, users):
     tables.write(users, good())
-    own = problem_of().ladder.plans[PASS]
+    own = problem_of().heuristic.plans[PASS]
     with plan.using(plan={PASS: own}):
         assert launched(gpu) == own
     gpu.launches.clear()
@@ -299,9 +299,9 @@ def test_using_beats_the_users_plan(gpu, users):
 
 
 @reference
-def test_the_users_plan_beats_the_librarys_which_beats_the_ladder(users):
+def test_the_users_plan_beats_the_librarys_which_beats_the_default(users):
     problem = problem_of()
-    own, theirs = [p for p in problem.ladder.candidates(PASS) if plan.keeps_order(problem.ladder, PASS, p)][1:3]
+    own, theirs = [p for p in problem.heuristic.candidates(PASS) if problem.heuristic.keeps_order(PASS, p)][1:3]
     tables.write(tables.shipped_file(ARCH), table_of(plan_row(problem, PASS, theirs)))
     assert problem_of().chosen[PASS] == (theirs, "the shipped table")
     choose.sources.cache_clear()
@@ -310,7 +310,7 @@ def test_the_users_plan_beats_the_librarys_which_beats_the_ladder(users):
     with plan.using(device=plan.DEVICES[ARCH]):  # a study of a device is not one of this user's
         assert problem_of().chosen[PASS] == (theirs, "the shipped table")
     with plan.using(device=plan.DEVICES["sm_80"]):
-        assert problem_of().chosen[PASS].source == "the ladder"
+        assert problem_of().chosen[PASS].source == "the heuristic"
 
 
 def content(change):
@@ -408,8 +408,8 @@ def test_a_bad_file_is_ignored_with_one_warning(gpu, users, monkeypatch, write, 
     write(users, monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert launched(gpu) == problem_of().ladder.plans[PASS]
-        assert problem_of(dtype=torch.bfloat16).plans == problem_of(dtype=torch.bfloat16).ladder.plans
+        assert launched(gpu) == problem_of().heuristic.plans[PASS]
+        assert problem_of(dtype=torch.bfloat16).plans == problem_of(dtype=torch.bfloat16).heuristic.plans
     (message,) = [str(w.message) for w in caught]
     assert message.startswith(f"tritonshare: {users} ")
     assert reason in message
@@ -422,7 +422,7 @@ def test_a_file_is_read_once_and_not_before_a_plan_is_made(users, monkeypatch):
     monkeypatch.setattr(tables, "read", lambda path, *args, **kw: reads.append(path) or read(path, *args, **kw))
     problem = problem_of()
     assert reads == []
-    assert problem.plans == problem.ladder.plans
+    assert problem.plans == problem.heuristic.plans
     assert problem_of(dtype=torch.float32).plans
     assert reads == [users, tables.shipped_file(ARCH)]
 
@@ -434,7 +434,7 @@ def test_rows_of_other_problems_are_no_reason_to_warn(users):
         warnings.simplefilter("error")
         for case in OP.cases[1:4]:
             problem = problem_of(case)
-            assert problem.plans == problem.ladder.plans
+            assert problem.plans == problem.heuristic.plans
 
 
 @reference
@@ -542,7 +542,7 @@ def test_using_takes_plans_and_says_what_is_none():
     problem = problem_of()
     wanted = faster(problem, PASS)
     with plan.using(plan={PASS: wanted}):
-        assert problem_of().plans == {**problem.ladder.plans, PASS: wanted}
+        assert problem_of().plans == {**problem.heuristic.plans, PASS: wanted}
         with plan.using(plan={"num_stages": 1}):  # of blocks within each other, the inner one wins, name by name
             assert problem_of().plans[PASS] == wanted
     with pytest.raises(ArgumentError, match="must be a positive integer or a Plan"), plan.using(plan={PASS: "fast"}):

@@ -41,14 +41,14 @@ def problem_on(op, case, name, arch="sm_90", channels_last=True):
 @pytest.mark.parametrize(("op", "case"), cases("layer"))
 def test_candidates_of_layers_fit_and_are_few(op, case):
     for name, channels_last in itertools.product(NUMBERS, (True, False)):
-        ladder = problem_on(op, case, name, channels_last=channels_last).ladder
-        for pass_, own in ladder.plans.items():
-            found = list(ladder.candidates(pass_))
-            assert found[0] == own
+        heuristic = problem_on(op, case, name, channels_last=channels_last).heuristic
+        for pass_, default in heuristic.plans.items():
+            found = list(heuristic.candidates(pass_))
+            assert found[0] == default
             assert len(set(found)) == len(found)
-            assert all(ladder.fits(pass_, p) for p in found)
-            kept = [p for p in found if plan.keeps_order(ladder, pass_, p)]
-            assert kept[0] == own
+            assert all(heuristic.fits(pass_, p) for p in found)
+            kept = [p for p in found if heuristic.keeps_order(pass_, p)]
+            assert kept[0] == default
             assert 8 <= len(kept) <= 60
             assert {4, 8} <= {p.num_warps for p in kept} <= {2, 4, 8}
 
@@ -56,18 +56,18 @@ def test_candidates_of_layers_fit_and_are_few(op, case):
 @reference
 @pytest.mark.parametrize("arch", plan.DEVICES)
 @pytest.mark.parametrize(("op", "case"), cases("tiny", "edge", "layer"))
-def test_every_plan_of_a_ladder_fits(op, case, arch):
+def test_every_default_plan_fits(op, case, arch):
     for name, channels_last in itertools.product(NUMBERS, (True, False)):
-        ladder = problem_on(op, case, name, arch, channels_last).ladder
-        for pass_, own in ladder.plans.items():
-            assert ladder.fits(pass_, own), (pass_, str(own))
-            assert plan.keeps_order(ladder, pass_, own)
+        heuristic = problem_on(op, case, name, arch, channels_last).heuristic
+        for pass_, default in heuristic.plans.items():
+            assert heuristic.fits(pass_, default), (pass_, str(default))
+            assert heuristic.keeps_order(pass_, default)
 
 
 @reference
 def test_what_does_not_fit():
-    ladder = problem_on(OP, case_named(OP, "vgg4_3"), "bf16").ladder
-    own = ladder.plans["backward_weight"]
+    heuristic = problem_on(OP, case_named(OP, "vgg4_3"), "bf16").heuristic
+    own = heuristic.plans["backward_weight"]
     assert own.variant == conv_plans.BY_BOX
     for wrong in (
         own.changed({"BLOCK_M": 128}),  # splits of the pixels are counted in 64
@@ -81,13 +81,13 @@ def test_what_does_not_fit():
         Plan.of(conv_plans.BY_CELL, **dict(own.blocks)),
         Plan.of("", **dict(own.blocks)),
     ):
-        assert not ladder.fits("backward_weight", wrong), wrong
-    assert not ladder.fits("backward", own)
-    forward = ladder.plans["forward"]
+        assert not heuristic.fits("backward_weight", wrong), wrong
+    assert not heuristic.fits("backward", own)
+    forward = heuristic.plans["forward"]
     for wrong in ({"POSITIONS": 3}, {"SHARE_INPUTS": 2}):
-        assert not ladder.fits("forward", forward.changed(wrong))
-    stem = problem_on(OP, case_named(OP, "resnet_stem"), "bf16").ladder  # its windows overlap
-    assert not stem.fits("backward_input", ladder.plans["backward_input"])
+        assert not heuristic.fits("forward", forward.changed(wrong))
+    stem = problem_on(OP, case_named(OP, "resnet_stem"), "bf16").heuristic  # its windows overlap
+    assert not stem.fits("backward_input", heuristic.plans["backward_input"])
 
 
 # Decisions.
@@ -196,21 +196,22 @@ def rows_of(tuned):
     return {row.pass_: row for row in tuned.rows}
 
 
-def preferred(ladder):
-    """By pass, a candidate that keeps the ladder's order and is not its own."""
+def preferred(heuristic):
+    """By pass, a candidate that keeps the default plan's order and is not it."""
     return {
-        pass_: [p for p in ladder.candidates(pass_) if plan.keeps_order(ladder, pass_, p)][3] for pass_ in ladder.plans
+        pass_: [p for p in heuristic.candidates(pass_) if heuristic.keeps_order(pass_, p)][3]
+        for pass_ in heuristic.plans
     }
 
 
-def ladder_of(layer):
-    return layer.op.problem(layer.tensors, layer.op.canonical(layer.tensors, *layer.options)).ladder
+def heuristic_of(layer):
+    return layer.op.problem(layer.tensors, layer.op.canonical(layer.tensors, *layer.options)).heuristic
 
 
 @reference
 def test_a_winner_beyond_the_interval_is_kept_and_a_row_tells_all(machine):
     made = layer()
-    best = preferred(ladder_of(made))
+    best = preferred(heuristic_of(made))
     machine.seconds = lambda pass_, chosen: 5e-6 if chosen == best[pass_] else 1e-5
     tuned = tuner(machine).tune(made)
     rows = rows_of(tuned)
@@ -219,11 +220,11 @@ def test_a_winner_beyond_the_interval_is_kept_and_a_row_tells_all(machine):
         row = rows[pass_]
         assert Plan.of_data(row.plan) == wanted
         assert row.us.median == pytest.approx(5, rel=0.01)
-        assert row.ladder_us.median == row.runner_up.us.median == pytest.approx(10, rel=0.01)
+        assert row.default_us.median == row.runner_up.us.median == pytest.approx(10, rel=0.01)
         assert row.candidates > 10
         assert row.provenance.gpu == "a made-up GPU"
         assert row.provenance.batch == made.batch
-        assert choose.unfit(ladder_of(made), row) is None
+        assert choose.unfit(heuristic_of(made), row) is None
     assert rows["inference"].us.median == pytest.approx(5, rel=0.01), "the verdict is on the winners"
     assert rows["training"].us.median == pytest.approx(15, rel=0.01)
     assert rows["training"].rival_us.median == pytest.approx(100, rel=0.01)
@@ -233,35 +234,35 @@ def test_a_winner_beyond_the_interval_is_kept_and_a_row_tells_all(machine):
 
 
 @reference
-def test_a_tie_keeps_the_ladder_and_says_that_it_was_measured(machine):
+def test_a_tie_keeps_the_default_plan_and_says_that_it_was_measured(machine):
     made, said = layer(), []
-    best = preferred(ladder_of(made))
+    best = preferred(heuristic_of(made))
     # a median that is lower, by less than the rounds differ among themselves
     machine.seconds = lambda pass_, chosen: 0.9999e-5 if chosen == best[pass_] else 1e-5
     rows = rows_of(tuner(machine, said).tune(made))
-    for pass_, own in ladder_of(made).plans.items():
+    for pass_, own in heuristic_of(made).plans.items():
         assert Plan.of_data(rows[pass_].plan) == own
-        assert rows[pass_].us == rows[pass_].ladder_us
+        assert rows[pass_].us == rows[pass_].default_us
         assert Plan.of_data(rows[pass_].runner_up.plan) == best[pass_]
-    assert any("the ladder's plan stays" in line for line in said)
+    assert any("the default plan stays" in line for line in said)
 
 
 @reference
 @pytest.mark.parametrize("how", ["always", "second run"])
 def test_a_candidate_with_other_bits_is_refused(machine, how):
     made, said = layer(), []
-    best = preferred(ladder_of(made))
+    best = preferred(heuristic_of(made))
     machine.seconds = lambda pass_, chosen: 5e-6 if chosen == best[pass_] else 1e-5
     machine.wrong = lambda pass_, chosen, times: chosen == best[pass_] and (how == "always" or times % 2 == 0)
     rows = rows_of(tuner(machine, said).tune(made))
-    for pass_, own in ladder_of(made).plans.items():
+    for pass_, own in heuristic_of(made).plans.items():
         assert Plan.of_data(rows[pass_].plan) == own
-        reason = "than the ladder's plan" if how == "always" else "when it runs again"
+        reason = "than the default plan" if how == "always" else "when it runs again"
         assert f"    refused: {best[pass_]}: gives other results {reason}" in said
 
 
 @reference
-def test_a_ladder_that_fails_the_gate_has_no_row(machine):
+def test_default_plans_that_fail_the_gate_have_no_row(machine):
     made, said = layer(), []
     machine.wrong = lambda pass_, chosen, times: True
     tuned = tuner(machine, said).tune(made)
@@ -273,17 +274,17 @@ def test_a_ladder_that_fails_the_gate_has_no_row(machine):
 @reference
 def test_other_orders_are_told_and_never_written(machine):
     made, said = layer(), []
-    ladder = ladder_of(made)
-    machine.seconds = lambda pass_, chosen: 1e-5 if plan.keeps_order(ladder, pass_, chosen) else 5e-6
+    heuristic = heuristic_of(made)
+    machine.seconds = lambda pass_, chosen: 1e-5 if heuristic.keeps_order(pass_, chosen) else 5e-6
     tuned = tuner(machine, said, any_order=True).tune(made)
     told = [line for line in said if "in another order of sums: 5.0" in line]
     assert told
     for row in tuned.rows:
         if isinstance(row, tables.PlanRow):
-            assert Plan.of_data(row.plan) == ladder.plans[row.pass_]
-            assert row.runner_up is None or plan.keeps_order(ladder, row.pass_, Plan.of_data(row.runner_up.plan))
+            assert Plan.of_data(row.plan) == heuristic.plans[row.pass_]
+            assert row.runner_up is None or heuristic.keeps_order(row.pass_, Plan.of_data(row.runner_up.plan))
     # one whose results are wrong beyond rounding is refused by the gate
-    machine.wrong = lambda pass_, chosen, times: not plan.keeps_order(ladder, pass_, chosen)
+    machine.wrong = lambda pass_, chosen, times: not heuristic.keeps_order(pass_, chosen)
     said.clear()
     tuner(machine, said, any_order=True).tune(made)
     assert any("fails the numeric gate" in line for line in said)
@@ -323,7 +324,7 @@ def test_when_time_runs_out_what_is_done_is_kept(machine, monkeypatch):
 @reference
 def test_a_device_that_breaks_stops_the_tuner(machine, monkeypatch):
     made = layer()
-    bad = preferred(ladder_of(made))["forward"]
+    bad = preferred(heuristic_of(made))["forward"]
 
     def wrong(pass_, chosen, times):
         if chosen == bad:
@@ -369,9 +370,9 @@ def test_where_torch_needs_too_much_memory_there_is_no_verdict(machine, monkeypa
 @pytest.fixture
 def few_candidates(monkeypatch):
     """Three of each pass, for the compiler's sake."""
-    every = conv_plans.Ladder.candidates
-    monkeypatch.setattr(conv_plans.Ladder, "candidates", lambda self, p: itertools.islice(every(self, p), 3))
-    monkeypatch.setattr(plan, "around", lambda chosen: iter(()))
+    every = conv_plans.ConvHeuristic.candidates
+    monkeypatch.setattr(conv_plans.ConvHeuristic, "candidates", lambda self, p: itertools.islice(every(self, p), 3))
+    monkeypatch.setattr(tune, "with_other_stages_and_warps", lambda chosen: iter(()))
 
 
 @stub
@@ -399,7 +400,7 @@ def test_a_dry_run_writes_a_file_that_readers_refuse(fresh_problems, tmp_path, c
 @pytest.mark.parametrize("how", ["compiler", "device"])
 def test_a_candidate_that_does_not_compile_or_fit_is_passed_over(few_candidates, fresh_problems, monkeypatch, how):
     made, said = layer(wants=(False, False, False)), []
-    bad = list(ladder_of(made).candidates("forward"))[1]
+    bad = list(heuristic_of(made).candidates("forward"))[1]
     method = "compile" if how == "compiler" else "_launch"
     original = getattr(launch.Launcher, method)
 
@@ -486,7 +487,7 @@ def test_a_users_file_that_cannot_be_read_is_replaced(machine, monkeypatch, tmp_
     tune.tune_on(machine, ConvActPool2d(3, 4, 3), [torch.randn(2, 3, 8, 8)], AMPLE, None, [].append)
     assert tables.read(path, "sm_90").plans
     problem = problem_of()
-    tables.write(path, table_of(plan_row(problem, "forward", problem.ladder.plans["forward"])))
+    tables.write(path, table_of(plan_row(problem, "forward", problem.heuristic.plans["forward"])))
     tune.tune_on(machine, ConvActPool2d(3, 4, 3), [torch.randn(2, 3, 8, 8)], AMPLE, None, [].append)
     assert len(tables.read(path, "sm_90").plans) > 1, "what is there is added to"
 

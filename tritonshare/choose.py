@@ -1,7 +1,7 @@
 """Which plans a problem is given: those of `using`, else measured ones, else the op's own.
 
 Measured plans come from tables (tables.py), which may change speed only: a row counts where its plan fits the problem
-and takes sums in the order of the ladder's.
+and takes sums in the order of the default plan.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from . import tables
 from .check import ArgumentError
 from .declare import Problem
-from .plan import Chosen, Ladder, Plan, facts, keeps_order, override, signature
+from .heuristic import Heuristic
+from .plan import Chosen, Plan, facts, override, signature
 
 
 @dataclass
@@ -64,12 +65,12 @@ def triton_minor() -> str:
     return tables.minor(triton.__version__)
 
 
-def unfit(ladder: Ladder, row: tables.PlanRow) -> str | None:
+def unfit(heuristic: Heuristic, row: tables.PlanRow) -> str | None:
     """Why a row's plan is none for this problem, as the rest of a sentence that begins with the file's name."""
     plan = Plan.of_data(row.plan)
-    if row.pass_ not in ladder.plans or not ladder.fits(row.pass_, plan):
+    if row.pass_ not in heuristic.plans or not heuristic.fits(row.pass_, plan):
         return f"has a plan that does not fit {row.op} {row.pass_} ({plan})"
-    if not keeps_order(ladder, row.pass_, plan):
+    if not heuristic.keeps_order(row.pass_, plan):
         return f"has a plan that would change results of {row.op} {row.pass_} ({plan})"
     return None
 
@@ -85,7 +86,7 @@ def _measured(problem: Problem, pass_: str) -> Chosen | None:
     for source in _sources(problem):
         row = source.table.plans.get((*of, triton_minor()))
         if row is not None:
-            fault = unfit(problem.ladder, row)
+            fault = unfit(problem.heuristic, row)
             if fault is None:
                 return Chosen(Plan.of_data(row.plan), source.name)
             source.ignore(fault)
@@ -95,16 +96,16 @@ def _measured(problem: Problem, pass_: str) -> Chosen | None:
 
 
 def choose(problem: Problem) -> dict[str, Chosen]:
-    """A problem's plans by pass: of `using`, else of the user's table, the library's table, the ladder."""
+    """A problem's plans by pass: of `using`, else of the user's table, the library's table, the heuristic."""
     changes = dict(problem.override.plan)
     found = {}
-    for pass_, own in problem.ladder.plans.items():
+    for pass_, default in problem.heuristic.plans.items():
         pinned = changes.get(pass_)
         if pinned is None:
-            chosen = _measured(problem, pass_) or Chosen(own, "the ladder")
+            chosen = _measured(problem, pass_) or Chosen(default, "the heuristic")
             changed = chosen.plan.changed(changes)
             found[pass_] = chosen if changed == chosen.plan else Chosen(changed, "tritonshare.using")
-        elif not problem.ladder.fits(pass_, pinned):
+        elif not problem.heuristic.fits(pass_, pinned):
             raise ArgumentError(f"using: plan[{pass_!r}] does not fit this call of {problem.op}: {pinned}")
         else:
             found[pass_] = Chosen(pinned, "tritonshare.using")
@@ -131,7 +132,7 @@ class Planned:
     """What problems have in common: the first tensor's device and dtype, how products are computed, and plans, chosen
     when they are needed. Facts and overrides are read at once: they are part of a problem's key."""
 
-    ladder: Ladder
+    heuristic: Heuristic
 
     def __init__(
         self,

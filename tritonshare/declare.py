@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from .plan import Chosen, Device, Ladder, Override, Plan
+from .heuristic import Heuristic
+from .plan import Chosen, Device, Override, Plan
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Problem(Protocol):
     signature: str  # all that fixes it, as plan.signature writes it
     override: Override  # that was in force when it was made
     facts: Device
-    ladder: Ladder
+    heuristic: Heuristic
     chosen: Mapping[str, Chosen]  # by pass, as choose.choose chooses
     plans: Mapping[str, Plan]  # of those
     passes: Mapping[str, tuple[int, ...]]  # those that kernels compute, and the tensors whose gradients are theirs

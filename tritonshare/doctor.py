@@ -72,7 +72,7 @@ def describe(device: torch.device) -> str:
 
 
 def tables_in_use(device: torch.device) -> list[str]:
-    """The tables of measured plans, and how many of their rows count here; the rest is the ladders'."""
+    """The tables of measured plans, and how many of their rows count here; other problems take default plans."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong with a file is told below
         sources = choose.sources(plan.facts(device).arch)

@@ -1,8 +1,8 @@
 """Device facts and plans: which block sizes a kernel is launched with.
 
 A plan is a frozen value, chosen by a pure function of the problem and the device's facts: never by a timing at run
-time, so that every process and every run takes the same one. The functions that choose (an op's ladder) stand with the
-op; what they share is here. choose.py puts measured plans in their place, where there are any.
+time, so that every process and every run takes the same one. Each op chooses its default plans by a heuristic
+(heuristic.py); choose.py puts measured plans in their place, where there are any.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch._prims_common import suggest_memory_format
@@ -100,47 +100,6 @@ class Plan:
     def __str__(self) -> str:
         sizes = " ".join(f"{k}={v}" for k, v in self.blocks)
         return f"{self.variant} {sizes} num_warps={self.num_warps} num_stages={self.num_stages}".lstrip()
-
-
-def power_of_two(n: int, low: int, high: int) -> int:
-    """The smallest power of two that holds n, within low .. high."""
-    return min(max(1 << max(0, n - 1).bit_length(), low), high)
-
-
-STAGES = (1, 2, 3, 4, 5)
-WARPS = (4, 8, 2)  # eight and two only where a measurement, which also compares bits, has chosen them
-
-
-def around(plan: Plan) -> Iterator[Plan]:
-    """The plan with other stages, and with other warps."""
-    for stages in STAGES:
-        yield replace(plan, num_stages=stages)
-    for warps in WARPS:
-        yield replace(plan, num_warps=warps)
-
-
-class Ladder(Protocol):
-    """What an op knows of its plans for a problem."""
-
-    plans: Mapping[str, Plan]  # by pass
-
-    def fits(self, pass_: str, plan: Plan) -> bool:
-        """Whether a kernel of this pass takes the plan, the problem allows it and the device has room for it. Any
-        plan may be asked about, and any name."""
-        ...
-
-    def candidates(self, pass_: str) -> Iterator[Plan]:
-        """Plans that fit and are worth a measurement, each once, the ladder's own first."""
-        ...
-
-    def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
-        """All of the plans that decides in which order sums are taken."""
-        ...
-
-
-def keeps_order(ladder: Ladder, pass_: str, plan: Plan) -> bool:
-    """Whether a plan takes sums in the order of the ladder's own."""
-    return ladder.order({**ladder.plans, pass_: plan}) == ladder.order(ladder.plans)
 
 
 def signature(

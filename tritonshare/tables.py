@@ -100,9 +100,9 @@ class Provenance:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """The plan to take for a pass of a problem: the ladder's own where nothing was measured to be faster.
+    """The plan to take for a pass of a problem: the default plan where nothing was measured to be faster.
 
-    us, ladder_us: of this plan, and of the ladder's. runner_up: the next best. candidates: how many plans were timed.
+    us, default_us: of this plan, and of the default plan. runner_up: the next best. candidates: how many were timed.
     """
 
     op: Annotated[str, NAME]
@@ -110,7 +110,7 @@ class PlanRow:
     problem: Annotated[str, LINE]
     plan: Sizes
     us: Time
-    ladder_us: Time
+    default_us: Time
     runner_up: RunnerUp | None
     candidates: Annotated[int, whole(1, 10**6)]
     provenance: Provenance

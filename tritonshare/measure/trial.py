@@ -101,8 +101,8 @@ class Trial:
 
     def __init__(self, machine: Machine, subject: Subject, pass_: str) -> None:
         self.machine, self.subject, self.pass_ = machine, subject, pass_
-        self.own = subject.problem({}).ladder.plans
-        problem = subject.problem(self.own)
+        self.defaults = subject.problem({}).heuristic.plans
+        problem = subject.problem(self.defaults)
         self._saved = []
         for tensors, _ in subject.copies if pass_ != "forward" else ():
             kept = zip(problem.forward(*tensors), problem.kept, strict=True)
@@ -124,7 +124,7 @@ class Trial:
     def calls(self, candidate: Plan, keeps_order: bool) -> list[Call]:
         """The pass with a candidate, compiled, run on every copy and compared. Raises Refused where it is not to be
         timed, and TuneError where the device broke."""
-        plans = {**self.own, self.pass_: candidate}
+        plans = {**self.defaults, self.pass_: candidate}
         try:
             calls = self._calls(self.subject.problem(plans))
             self._compile(calls[0])
@@ -168,7 +168,7 @@ class Trial:
         if same_bits(first, self._expected):
             return
         if keeps_order:
-            raise Refused("gives other results than the ladder's plan")
+            raise Refused("gives other results than the default plan")
         wrong = self.subject.judge(plans)
         if wrong:
             raise Refused(f"fails the numeric gate ({wrong})")

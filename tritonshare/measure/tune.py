@@ -2,9 +2,10 @@
 
     rows = Tuner(machine, seconds=300, revision="...").tune(layer)
 
-A plan may change speed only. So of a pass, only candidates that take sums in the ladder's order are tried; each must
-give the ladder's results bit for bit, which have passed the numeric gate, and give them twice; and it is kept only if
-it was faster than the ladder's plan by more than both confidence intervals. Then the whole op is timed beside torch.
+A plan may change speed only. So of a pass, only candidates that take sums in the order of the default plan are tried;
+each must give the default plan's results bit for bit, which have passed the numeric gate, and give them twice; and it
+is kept only if it was faster than the default plan by more than both confidence intervals. Then the whole op is timed
+beside torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from .. import __version__, plan, tables
 from ..declare import Rival, Unavailable
 from ..explanation import Explanation, explaining
+from ..heuristic import with_other_stages_and_warps
 from ..op import REGISTRY, Op
 from ..plan import Plan
 from .machine import Call, Interval, Machine
@@ -27,7 +29,7 @@ from .trial import Layer, Refused, Subject, Trial, TuneError
 
 QUICK_ROUNDS = 5
 REFINED = 2  # plans whose stages and warps are varied, too
-FINALISTS = 4  # plans that are timed again, besides the ladder's
+FINALISTS = 4  # plans that are timed again, besides the default plan
 TURNS, TURN_SECONDS = 6, 0.05  # of each finalist, one after the other: a drift of the clock meets all of them
 
 
@@ -56,7 +58,7 @@ class Tuned:
     layer: Layer
     rows: list[tables.Row] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    failure: str = ""  # a plan of the ladder whose results are wrong, or too little memory
+    failure: str = ""  # default plans whose results are wrong, or too little memory
 
 
 class Tuner:
@@ -100,25 +102,25 @@ class Tuner:
 
     def _tune(self, tuned: Tuned) -> None:
         layer, subject = tuned.layer, Subject(self.machine, tuned.layer)
-        own = subject.problem({}).ladder.plans
+        defaults = subject.problem({}).heuristic.plans
         if not self.machine.dry:
-            wrong = subject.judge(own)
+            wrong = subject.judge(defaults)
             if wrong:
-                tuned.failure = f"{layer.name}: the ladder's plans fail the numeric gate ({wrong})"
+                tuned.failure = f"{layer.name}: the default plans fail the numeric gate ({wrong})"
                 self.say(tuned.failure)
                 return
-        winners = dict(own)
+        winners = dict(defaults)
         for pass_ in subject.passes:
             if self.out_of_time():
                 tuned.left.append(f"{layer.name} {pass_}: no time was left")
                 continue
             row = self._pass(subject, pass_)
             if row is None:
-                tuned.left.append(f"{layer.name} {pass_}: there was time for the ladder's plan only")
+                tuned.left.append(f"{layer.name} {pass_}: there was time for the default plan only")
                 continue
             tuned.rows.append(row)
             winners[pass_] = Plan.of_data(row.plan)
-        if winners != own and not self.machine.dry:
+        if winners != defaults and not self.machine.dry:
             wrong = subject.judge(winners)
             if wrong:
                 raise TuneError(f"{layer.name}: plans that were right one by one are wrong together ({wrong})")
@@ -135,9 +137,9 @@ class Tuner:
     # A pass.
 
     def _pass(self, subject: Subject, pass_: str) -> tables.PlanRow | None:
-        """The row of a pass; None where there was time for the ladder's plan only."""
-        ladder = subject.problem({}).ladder
-        own = ladder.plans[pass_]
+        """The row of a pass; None where there was time for the default plan only."""
+        heuristic = subject.problem({}).heuristic
+        default = heuristic.plans[pass_]
         trial = Trial(self.machine, subject, pass_)
         timed: dict[Plan, Timed] = {}
         refused: list[str] = []
@@ -146,7 +148,7 @@ class Tuner:
         def try_all(candidates: Iterable[Plan]) -> None:
             nonlocal times
             for candidate in candidates:
-                keeps = plan.keeps_order(ladder, pass_, candidate)
+                keeps = heuristic.keeps_order(pass_, candidate)
                 if candidate in timed or not (keeps or self.any_order):
                     continue
                 if timed and (len(timed) == self.plans or self.out_of_time()):
@@ -154,22 +156,22 @@ class Tuner:
                 try:
                     calls = trial.calls(candidate, keeps)
                 except Refused as reason:
-                    if candidate == own:
-                        raise TuneError(f"{subject.layer.name} {pass_}: the ladder's plan {reason}") from reason
+                    if candidate == default:
+                        raise TuneError(f"{subject.layer.name} {pass_}: the default plan {reason}") from reason
                     refused.append(f"{candidate}: {reason}")
                     continue
                 replay = self.machine.capture(calls, times)
                 samples = self.machine.time(replay, QUICK_ROUNDS)
                 timed[candidate] = Timed(candidate, calls, keeps, Interval.of(samples).scaled(1 / (times * len(calls))))
-                times = self.machine.times(timed[own].time.median * len(calls))
+                times = self.machine.times(timed[default].time.median * len(calls))
 
-        try_all(ladder.candidates(pass_))
-        for best in _fastest(timed.values(), own)[:REFINED]:
-            try_all(c for c in plan.around(best.plan) if ladder.fits(pass_, c))
+        try_all(heuristic.candidates(pass_))
+        for best in _fastest(timed.values(), default)[:REFINED]:
+            try_all(c for c in with_other_stages_and_warps(best.plan) if heuristic.fits(pass_, c))
         told = f"{len(timed)} plans timed" + (f", {len(refused)} refused" if refused else "")
         if len(timed) == 1 and self.out_of_time():
             return None
-        finalists = [timed[own], *_finalists(timed.values(), own)]
+        finalists = [timed[default], *_finalists(timed.values(), default)]
         self._time_again(finalists, times)
         winner, runner_up = decide([t for t in finalists if t.keeps_order])
         row = tables.PlanRow(
@@ -178,13 +180,13 @@ class Tuner:
             problem=subject.problem({}).signature,
             plan=winner.plan.data,
             us=_microseconds(winner.time),
-            ladder_us=_microseconds(timed[own].time),
+            default_us=_microseconds(timed[default].time),
             runner_up=runner_up and tables.RunnerUp(runner_up.plan.data, _microseconds(runner_up.time)),
             candidates=len(timed),
             provenance=self._provenance(subject),
         )
-        kept = "the ladder's plan stays" if winner is timed[own] else str(winner.plan)
-        gain = f"{row.ladder_us.median:.2f} -> {row.us.median:.2f} us"
+        kept = "the default plan stays" if winner is timed[default] else str(winner.plan)
+        gain = f"{row.default_us.median:.2f} -> {row.us.median:.2f} us"
         self.say(f"{subject.layer.name} {pass_}: {gain}, {kept} ({told})")
         for reason in refused:
             self.say(f"    refused: {reason}")
@@ -251,23 +253,23 @@ def _microseconds(seconds: Interval) -> tables.Time:
 
 
 def decide(timed: Sequence[Timed]) -> tuple[Timed, Timed | None]:
-    """Of plans, the ladder's first: the one to keep, and the next best. The fastest is kept if its interval lies below
-    that of the ladder's plan, else the ladder's."""
-    own, *others = timed
-    fastest = min(others, key=lambda t: t.time.median, default=own)
-    winner = fastest if fastest.time.high < own.time.low else own
+    """Of plans, the default one first: the one to keep, and the next best. The fastest is kept if its interval lies
+    below that of the default plan, else the default plan."""
+    default, *others = timed
+    fastest = min(others, key=lambda t: t.time.median, default=default)
+    winner = fastest if fastest.time.high < default.time.low else default
     rest = [t for t in timed if t is not winner]
     return winner, min(rest, key=lambda t: t.time.median, default=None)
 
 
-def _fastest(timed: Iterable[Timed], own: Plan) -> list[Timed]:
-    """Fastest first, without the ladder's own."""
-    return sorted((t for t in timed if t.plan != own), key=lambda t: t.time.median)
+def _fastest(timed: Iterable[Timed], default: Plan) -> list[Timed]:
+    """Fastest first, without the default plan."""
+    return sorted((t for t in timed if t.plan != default), key=lambda t: t.time.median)
 
 
-def _finalists(timed: Iterable[Timed], own: Plan) -> list[Timed]:
+def _finalists(timed: Iterable[Timed], default: Plan) -> list[Timed]:
     """The fastest few, of those that keep the order of sums and of the others."""
-    ranked = _fastest(timed, own)
+    ranked = _fastest(timed, default)
     return [t for keeps in (True, False) for t in [t for t in ranked if t.keeps_order == keeps][:FINALISTS]]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
+from ...heuristic import Heuristic, power_of_two, with_other_stages_and_warps
 from ...kernels.geometry import ConvActPool
-from ...plan import STAGES, WARPS, Device, Plan, around, power_of_two
+from ...plan import Device, Plan
 
 # Variants: kernels that load each input (or gradient) once for all the products it is part of.
 BY_CELL = "backward_input_by_cell"
@@ -24,6 +25,8 @@ SIZES = {
     },
 }
 BLOCKS = (16, 32, 64, 128, 256)  # the matrix units' smallest, and what registers can hold at all
+VALUES = dict.fromkeys(("BLOCK_C", "BLOCK_K", "BLOCK_M", "BLOCK_RED"), BLOCKS)
+VALUES |= {"POSITIONS": range(1, 65), "SHARE_INPUTS": (0, 1)}
 TILE = 64 * 64  # of fp32, a quarter of what four warps have: 32 registers a thread
 
 
@@ -34,14 +37,18 @@ def reduction_block(inner: int, outer: int, high: int) -> int:
     return block if block >= 16 else power_of_two(outer * inner, 16, high)
 
 
-class Ladder:
+class ConvHeuristic(Heuristic):
     """Block sizes of each pass: of the geometry, the element size and the device, and never of the batch.
 
     A reduction's block, and in backward_weight the pixels', are the same for every layout: layouts give the same bits.
     """
 
+    names = SIZES
+    values = VALUES
+
     def __init__(self, geo: ConvActPool, itemsize: int, ieee: bool, device: Device) -> None:
-        self.geo, self.itemsize, self.ieee, self.device = geo, itemsize, ieee, device
+        super().__init__(device)
+        self.geo, self.itemsize, self.ieee = geo, itemsize, ieee
         # Elements that are not neighbours in memory take an address each, and addresses take registers. So do operands:
         # all of them where products of IEEE fp32 run on the ordinary cores, those of one step on Ampere.
         self.ampere = ampere = device.arch.startswith(("sm_8", "sm_12"))  # and what computes like it
@@ -56,7 +63,6 @@ class Ladder:
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
-        """The plan of every pass."""
         forward_by_box = self.by_box and self._accumulators_fit(self.geo.WINDOW, 64 * power_of_two(self.geo.KG, 16, 64))
         # sums in the same order as by tap, so here the layout may choose
         weight_by_box = self.weight_by_box and self.geo.channels_last
@@ -174,13 +180,11 @@ class Ladder:
         Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).
         """
         most = self._stages(blocks["POSITIONS"]) if "POSITIONS" in blocks else 4 if self.geo.KG % 8 == 0 else 3
-        stages = min(most, self.device.shared // 2 // self._stage_bytes(pass_, variant, blocks))
-        return Plan.of(variant, num_warps=4, num_stages=max(1, stages), **blocks)
+        return self.staged(pass_, variant, most=most, **blocks)
 
     # What a plan needs, and whether the device has it.
 
-    def _stage_bytes(self, pass_: str, variant: str, sizes: Mapping[str, int]) -> int:
-        """What the operands of one round of a kernel's loop take of the shared memory."""
+    def stage_bytes(self, pass_: str, variant: str, sizes: Mapping[str, int]) -> int:
         m, red = sizes["BLOCK_M"], sizes["BLOCK_RED"]
         if pass_ == "forward":
             k = sizes["BLOCK_K"]
@@ -214,55 +218,41 @@ class Ladder:
             needed = (self.taps if plan.variant == BY_BOX else 1) * k * sizes["BLOCK_RED"] + 3 * k * m
         return needed <= 5 * TILE * plan.num_warps // 4
 
-    def _takes(self, pass_: str, plan: Plan) -> bool:
+    def takes(self, pass_: str, plan: Plan) -> bool:
+        sizes = dict(plan.blocks)
+        # without tensor cores, whole operands are held in registers
+        if self.ieee and max(sizes["BLOCK_M"], sizes.get("BLOCK_K", 0), sizes.get("BLOCK_C", 0)) > 64:
+            return False
+        return self._computes(pass_, plan) and self._registers_fit(pass_, plan)
+
+    def _computes(self, pass_: str, plan: Plan) -> bool:
         """Whether the geometry is one of those that this kernel computes with these sizes."""
         sizes = dict(plan.blocks)
         if self.geo.WINDOW % sizes.get("POSITIONS", 1):
             return False
         if pass_ == "forward":
-            shares = sizes["SHARE_INPUTS"]
-            return shares == 0 or (shares == 1 and self.by_box and sizes["POSITIONS"] == self.geo.WINDOW)
+            return not sizes["SHARE_INPUTS"] or (self.by_box and sizes["POSITIONS"] == self.geo.WINDOW)
         if pass_ == "backward_input":
             return plan.variant != BY_CELL or self.by_cell
         # a split of the pixels is a multiple of 64
         return sizes["BLOCK_M"] <= 64 and (plan.variant != BY_BOX or self.weight_by_box)
 
-    def fits(self, pass_: str, plan: Plan) -> bool:
-        """Whether a plan is one of this pass, for this geometry, and the device has room for it."""
-        names = SIZES.get(pass_, {}).get(plan.variant)
-        if names is None or tuple(name for name, _ in plan.blocks) != names:
-            return False
-        sizes = dict(plan.blocks)
-        if any(size not in BLOCKS for name, size in plan.blocks if name.startswith("BLOCK_")):
-            return False
-        # ordinary cores hold whole operands in registers
-        if self.ieee and max(sizes["BLOCK_M"], sizes.get("BLOCK_K", 0), sizes.get("BLOCK_C", 0)) > 64:
-            return False
-        if plan.num_warps not in WARPS or plan.num_stages not in STAGES or not self._takes(pass_, plan):
-            return False
-        shared = plan.num_stages * self._stage_bytes(pass_, plan.variant, sizes)
-        return shared <= self.device.shared and self._registers_fit(pass_, plan)
-
     # For the tuner.
 
     def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
-        """All of the plans that decides in which order sums are taken."""
         forward, dx, dw = (plans[name] for name in SIZES)
         return (forward["SHARE_INPUTS"], forward["BLOCK_RED"], dx.variant, dx["BLOCK_RED"], dw["BLOCK_M"])
 
-    def candidates(self, pass_: str) -> Iterator[Plan]:
-        """Plans to try, the ladder's own first: block sizes around those of every variant, then its own with other
-        stages and warps. All of them fit; not all keep the ladder's order of sums."""
-        own = self.plans[pass_]
+    def alternatives(self, pass_: str) -> Iterator[Plan]:
+        """Sizes around those of every variant; not all keep the default plan's order of sums."""
         starts = {
             "forward": (self._forward_by_box, self._forward_by_position),
             "backward_input": (self._input_by_cell, self._input_by_phase),
             "backward_weight": (self._weight_by_box, self._weight_by_tap),
         }[pass_]
-        near = chain.from_iterable(self._near(pass_, start()) for start in starts)
-        for plan in dict.fromkeys(chain([own], near, around(own))):
-            if self.fits(pass_, plan):
-                yield plan
+        for start in starts:
+            yield from self._near(pass_, start())
+        yield from with_other_stages_and_warps(self.plans[pass_])
 
     def _near(self, pass_: str, start: Plan) -> Iterator[Plan]:
         """Plans of the same variant whose sizes are the same, twice as large or half."""

@@ -16,7 +16,7 @@ from ...declare import Cost
 from ...kernels.geometry import ConvActPool, ceil_div
 from ...plan import Plan
 from .options import axes
-from .plans import BY_BOX, BY_CELL, Ladder
+from .plans import BY_BOX, BY_CELL, ConvHeuristic
 from .reference import reference
 
 
@@ -55,9 +55,9 @@ class ConvProblem(choose.Planned):
     # Plans and launchers.
 
     @cached_property
-    def ladder(self) -> Ladder:
+    def heuristic(self) -> ConvHeuristic:
         ieee = self.dtype == torch.float32 and self.precision == "ieee"
-        return Ladder(self.geo, self.dtype.itemsize, ieee, self.facts)
+        return ConvHeuristic(self.geo, self.dtype.itemsize, ieee, self.facts)
 
     @cached_property
     def passes(self) -> dict[str, tuple[int, ...]]:

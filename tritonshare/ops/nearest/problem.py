@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -11,29 +11,35 @@ import torch
 
 from ... import launch
 from ...declare import Cost
+from ...heuristic import Heuristic, power_of_two
 from ...kernels.geometry import ceil_div
-from ...plan import STAGES, WARPS, Device, Plan, around, power_of_two
+from ...plan import Device, Plan
 from ..similarity_weight.problem import RowsProblem, in_steps, total
 
-SIZES = {
-    "forward": ("BLOCK_M", "BLOCK_N", "BLOCK_RED"),
-    "backward_x": ("BLOCK_C", "BLOCK_M"),
-    "backward_features": ("BLOCK_D", "BLOCK_M", "LENGTH"),
-}
 BLOCKS = (16, 32, 64, 128, 256)
 LENGTH = 256  # pairs of a piece
 LENGTHS = (LENGTH, 512, 1024)
+SIZES = {
+    "forward": {"": ("BLOCK_M", "BLOCK_N", "BLOCK_RED")},
+    "backward_x": {"": ("BLOCK_C", "BLOCK_M")},
+    "backward_features": {"": ("BLOCK_D", "BLOCK_M", "LENGTH")},
+}
+VALUES = dict.fromkeys(("BLOCK_C", "BLOCK_D", "BLOCK_M", "BLOCK_N", "BLOCK_RED"), BLOCKS) | {"LENGTH": LENGTHS}
 TILE = 64 * 128  # elements of a tile of pairs, which stands in registers beside its keys
 GRADIENTS = 16 * 256  # elements of a tile of gradients
 MERGED = 4096  # best ones of a row, of all splits, among which the best are found
 
 
-class Ladder:
+class PairsHeuristic(Heuristic):
     """Block sizes: of the columns, how many are chosen and the element size, and never of the rows of x."""
 
+    names = SIZES
+    values = VALUES
+
     def __init__(self, n: int, k: int, itemsize: int, count: int, squares: int, device: Device) -> None:
-        self.n, self.k, self.itemsize, self.count, self.device = n, k, itemsize, count, device
-        self.squares = squares
+        super().__init__(device)
+        self.n, self.k, self.itemsize = n, k, itemsize
+        self.count, self.squares = count, squares
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
@@ -49,42 +55,24 @@ class Ladder:
             # all columns of x are held where they fit
             "BLOCK_RED": power_of_two(self.k, 16, 32 if wide else 64 if old else 128),
         }
-        stages = min(3, self.device.shared // 2 // self._stage_bytes(blocks))
         return {
-            "forward": Plan.of(num_stages=max(1, stages), **blocks),
+            "forward": self.staged("forward", most=3, **blocks),
             "backward_x": Plan.of(BLOCK_M=2048 // columns, BLOCK_C=columns),
             "backward_features": Plan.of(BLOCK_M=16, BLOCK_D=columns, LENGTH=LENGTH),
         }
 
-    def _stage_bytes(self, sizes: Mapping[str, int]) -> int:
-        """What the operands of one round of the forward take of the shared memory."""
+    def stage_bytes(self, pass_: str, variant: str, sizes: Mapping[str, int]) -> int:
+        if pass_ != "forward":
+            return 0
         return (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"] * self.itemsize
 
-    def fits(self, pass_: str, plan: Plan) -> bool:
-        sizes = dict(plan.blocks)
-        if plan.variant or SIZES.get(pass_) != tuple(sizes):
-            return False
-        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
-            return False
-        length = sizes.pop("LENGTH", LENGTH)
-        if length not in LENGTHS or any(size not in BLOCKS for size in sizes.values()):
-            return False
-        if pass_ != "forward":
-            columns = sizes.get("BLOCK_C", sizes.get("BLOCK_D"))
-            few = pass_ == "backward_x" or sizes["BLOCK_M"] <= 64  # what the kernel halves at most six times
-            return few and sizes["BLOCK_M"] * columns <= GRADIENTS * plan.num_warps // 4
-        if sizes["BLOCK_M"] * sizes["BLOCK_N"] > TILE * plan.num_warps // 4:
-            return False
-        return plan.num_stages * self._stage_bytes(sizes) <= self.device.shared
-
-    def candidates(self, pass_: str) -> Iterator[Plan]:
-        own = self.plans[pass_]
-        near = [own]
-        for name, _ in own.blocks:
-            near += [p.changed({name: size}) for p in tuple(near) for size in (p[name] * 2, p[name] // 2)]
-        for candidate in dict.fromkeys((*near, *around(own))):
-            if self.fits(pass_, candidate):
-                yield candidate
+    def takes(self, pass_: str, plan: Plan) -> bool:
+        rows = plan["BLOCK_M"]
+        if pass_ == "forward":
+            return rows * plan["BLOCK_N"] <= TILE * plan.num_warps // 4
+        columns = plan["BLOCK_C" if pass_ == "backward_x" else "BLOCK_D"]
+        few = pass_ == "backward_x" or rows <= 64  # what the kernel halves at most six times
+        return few and rows * columns <= GRADIENTS * plan.num_warps // 4
 
     def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
         """Of a row's sums: over columns, in blocks, and over the pairs of a row of features."""
@@ -119,8 +107,8 @@ class PairsProblem(RowsProblem):
     # Plans and launchers.
 
     @cached_property
-    def ladder(self) -> Ladder:
-        return Ladder(self.n, self.k, self.dtype.itemsize, self.count, sum(self.squared), self.facts)
+    def heuristic(self) -> PairsHeuristic:
+        return PairsHeuristic(self.n, self.k, self.dtype.itemsize, self.count, sum(self.squared), self.facts)
 
     @cached_property
     def _code(self) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -11,21 +12,27 @@ import torch
 
 from ... import choose, launch, products
 from ...declare import Cost
+from ...heuristic import Heuristic, with_other_stages_and_warps
 from ...kernels.geometry import ceil_div
-from ...plan import STAGES, WARPS, Plan, around
+from ...plan import Device, Plan
 
-SIZES = {"forward": ("BLOCK_D", "BLOCK_M", "LENGTH"), "backward_input": ("BLOCK_D", "BLOCK_M")}
 ROWS = (16, 32, 64)  # what the kernels halve at most six times
 COLUMNS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TILE = 64 * 128  # elements, 64 registers a thread at four warps
 LENGTH = 256  # rows of a piece
 LENGTHS = (LENGTH, 512, 1024)
+SIZES = {"forward": {"": ("BLOCK_D", "BLOCK_M", "LENGTH")}, "backward_input": {"": ("BLOCK_D", "BLOCK_M")}}
+VALUES = {"BLOCK_M": ROWS, "BLOCK_D": COLUMNS, "LENGTH": LENGTHS}
 
 
-class Ladder:
+class SegmentHeuristic(Heuristic):
     """Block sizes: of the number of columns and the element size, and never of the rows."""
 
-    def __init__(self, columns: int) -> None:
+    names = SIZES
+    values = VALUES
+
+    def __init__(self, columns: int, device: Device) -> None:
+        super().__init__(device)
         self.columns = columns
 
     @cached_property
@@ -35,24 +42,15 @@ class Ladder:
         forward = Plan.of(BLOCK_M=m, BLOCK_D=d, LENGTH=LENGTH)
         return {"forward": forward, "backward_input": Plan.of(BLOCK_M=64, BLOCK_D=d)}
 
-    def fits(self, pass_: str, plan: Plan) -> bool:
-        sizes = dict(plan.blocks)
-        if plan.variant or SIZES.get(pass_) != tuple(sizes):
-            return False
-        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
-            return False
-        if sizes["BLOCK_M"] not in ROWS or sizes["BLOCK_D"] not in COLUMNS:
-            return False
-        if sizes.get("LENGTH", LENGTH) not in LENGTHS:
-            return False
-        return sizes["BLOCK_M"] * sizes["BLOCK_D"] <= TILE * plan.num_warps // 4
+    def takes(self, pass_: str, plan: Plan) -> bool:
+        return plan["BLOCK_M"] * plan["BLOCK_D"] <= TILE * plan.num_warps // 4
 
-    def candidates(self, pass_: str) -> Iterator[Plan]:
-        own = self.plans[pass_]
-        changes = [{"BLOCK_M": m, "BLOCK_D": d} for m in ROWS for d in COLUMNS if d <= 2 * self.columns]
-        for candidate in dict.fromkeys((own, *map(own.changed, changes), *around(own))):
-            if self.fits(pass_, candidate):
-                yield candidate
+    def alternatives(self, pass_: str) -> Iterator[Plan]:
+        default = self.plans[pass_]
+        for rows, columns in product(ROWS, COLUMNS):
+            if columns <= 2 * self.columns:
+                yield default.changed({"BLOCK_M": rows, "BLOCK_D": columns})
+        yield from with_other_stages_and_warps(default)
 
     def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
         return plans["forward"]["BLOCK_M"], plans["forward"]["LENGTH"]
@@ -71,8 +69,8 @@ class SegmentProblem(choose.Planned):
         self.columns = int(tensors[0].shape[1])
 
     @cached_property
-    def ladder(self) -> Ladder:
-        return Ladder(self.columns)
+    def heuristic(self) -> SegmentHeuristic:
+        return SegmentHeuristic(self.columns, self.facts)
 
     @cached_property
     def _code(self) -> ModuleType:

@@ -12,14 +12,15 @@ import torch
 
 from ... import choose, launch, products
 from ...declare import Cost
+from ...heuristic import STAGES, WARPS, Heuristic, power_of_two, with_other_sizes
 from ...kernels.geometry import Shared, ceil_div
-from ...plan import STAGES, WARPS, Device, Plan, power_of_two
+from ...plan import Device, Plan
 
 SIZES = {
-    "forward": ("BLOCK_K", "BLOCK_M", "BLOCK_MANY", "BLOCK_RED"),
-    "backward_input": ("BLOCK_C", "BLOCK_M", "BLOCK_RED"),
-    "backward_codebook": ("BLOCK_C", "BLOCK_K", "BLOCK_M"),
-    "backward_bias": ("BLOCK_K", "BLOCK_M"),
+    "forward": {"": ("BLOCK_K", "BLOCK_M", "BLOCK_MANY", "BLOCK_RED")},
+    "backward_input": {"": ("BLOCK_C", "BLOCK_M", "BLOCK_RED")},
+    "backward_codebook": {"": ("BLOCK_C", "BLOCK_K", "BLOCK_M")},
+    "backward_bias": {"": ("BLOCK_K", "BLOCK_M")},
 }
 BLOCKS = (16, 32, 64, 128)
 FEW = 32  # rows of the batch, for which splits have programs of their own
@@ -43,11 +44,15 @@ def book_tiles(shared: Shared, sizes: Plan) -> int:
     return ceil_div(shared.BOOK_ROWS, sizes["BLOCK_K"]) * ceil_div(shared.count, sizes["BLOCK_C"])
 
 
-class Ladder:
+class LinearHeuristic(Heuristic):
     """Block sizes of each pass: of the weight, the element size and the device, and never of the batch."""
 
+    names = SIZES
+    values = dict.fromkeys(("BLOCK_C", "BLOCK_K", "BLOCK_M", "BLOCK_MANY", "BLOCK_RED"), BLOCKS)
+
     def __init__(self, shared: Shared, itemsize: int, ieee: bool, device: Device) -> None:
-        self.shared, self.itemsize, self.ieee, self.device = shared, itemsize, ieee, device
+        super().__init__(device)
+        self.shared, self.itemsize, self.ieee = shared, itemsize, ieee
         self.side = 32 if ieee else 64
 
     @cached_property
@@ -58,14 +63,13 @@ class Ladder:
         c = power_of_two(self.shared.count, 16, self.side)
         red = power_of_two(self.shared.count, 16, 32 if self.ieee else 64)
         return {
-            "forward": self._staged("forward", BLOCK_M=16, BLOCK_MANY=self.side, BLOCK_K=k, BLOCK_RED=red),
-            "backward_input": self._staged("backward_input", BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red_k),
-            "backward_codebook": self._staged("backward_codebook", BLOCK_M=32, BLOCK_K=book_k, BLOCK_C=c),
+            "forward": self.staged("forward", BLOCK_M=16, BLOCK_MANY=self.side, BLOCK_K=k, BLOCK_RED=red),
+            "backward_input": self.staged("backward_input", BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=red_k),
+            "backward_codebook": self.staged("backward_codebook", BLOCK_M=32, BLOCK_K=book_k, BLOCK_C=c),
             "backward_bias": Plan.of(BLOCK_M=32, BLOCK_K=power_of_two(self.shared.rows, 16, 32)),
         }
 
-    def _stage_bytes(self, pass_: str, sizes: Mapping[str, int]) -> int:
-        """What the operands of one round of a kernel's loop take of the shared memory."""
+    def stage_bytes(self, pass_: str, variant: str, sizes: Mapping[str, int]) -> int:
         if pass_ == "forward":  # a code is a byte at most
             x = max(sizes["BLOCK_M"], sizes["BLOCK_MANY"]) * self.itemsize
             return (x + sizes["BLOCK_K"]) * sizes["BLOCK_RED"]
@@ -77,30 +81,17 @@ class Ladder:
             elements = sizes["BLOCK_K"] * sizes["BLOCK_M"]
         return elements * self.itemsize
 
-    def _staged(self, pass_: str, **blocks: int) -> Plan:
-        """As many stages, up to four, as leave room for two programs on a processor."""
-        stages = min(4, self.device.shared // 2 // self._stage_bytes(pass_, blocks))
-        return Plan.of("", num_stages=max(1, stages), **blocks)
+    def takes(self, pass_: str, plan: Plan) -> bool:
+        sizes = sorted(size for _, size in plan.blocks)
+        if self.ieee and sizes[-1] > 64:  # without tensor cores, whole operands are held in registers
+            return False
+        return sizes[-2] * sizes[-1] <= 64 * 128 * plan.num_warps // 4
 
-    def fits(self, pass_: str, plan: Plan) -> bool:
-        sizes = dict(plan.blocks)
-        if plan.variant or SIZES.get(pass_) != tuple(sizes) or any(size not in BLOCKS for size in sizes.values()):
-            return False
-        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
-            return False
-        if self.ieee and max(sizes.values()) > 64:  # ordinary cores hold whole operands in registers
-            return False
-        *_, first, second = sorted(sizes.values())
-        tile = first * second <= 64 * 128 * plan.num_warps // 4
-        return tile and plan.num_stages * self._stage_bytes(pass_, sizes) <= self.device.shared
-
-    def candidates(self, pass_: str) -> Iterator[Plan]:
-        own = self.plans[pass_]
-        near = ([(name, s) for s in (size, 2 * size, size // 2)] for name, size in own.blocks)
-        options = (own.changed({"num_stages": s, "num_warps": w}) for s, w in product(STAGES, WARPS))
-        for candidate in dict.fromkeys((own, *(own.changed(dict(sizes)) for sizes in product(*near)), *options)):
-            if self.fits(pass_, candidate):
-                yield candidate
+    def alternatives(self, pass_: str) -> Iterator[Plan]:
+        default = self.plans[pass_]
+        yield from with_other_sizes(default)
+        for stages, warps in product(STAGES, WARPS):
+            yield default.changed({"num_stages": stages, "num_warps": warps})
 
     def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
         forward, dx, dbook, db = (plans[name] for name in SIZES)
@@ -120,9 +111,9 @@ class LinearProblem(choose.Planned):
         self.passes = {"forward": (), "backward_input": (0,), "backward_codebook": (2,), "backward_bias": (3,)}
 
     @cached_property
-    def ladder(self) -> Ladder:
+    def heuristic(self) -> LinearHeuristic:
         ieee = self.dtype == torch.float32 and self.precision == "ieee"
-        return Ladder(self.shared, self.dtype.itemsize, ieee, self.facts)
+        return LinearHeuristic(self.shared, self.dtype.itemsize, ieee, self.facts)
 
     @cached_property
     def splits(self) -> tuple[int, int]:

@@ -12,8 +12,9 @@ import torch
 
 from ... import launch
 from ...declare import Cost
+from ...heuristic import Heuristic, power_of_two, with_other_stages_and_warps
 from ...kernels.geometry import ceil_div
-from ...plan import STAGES, WARPS, Plan, around, power_of_two
+from ...plan import Plan
 from ..nearest.problem import PairsProblem
 from ..similarity_weight.problem import RowsProblem, total
 from ..similarity_weight.reference import DISSIMILARITIES
@@ -72,15 +73,25 @@ def _gradients(tensors, needs) -> list[torch.Tensor | None]:
     ]
 
 
-class Ladder:
+class TotalHeuristic(Heuristic):
     """Block sizes of sums and softmax: of the columns and the element size, and never of the rows of x."""
+
+    values = dict.fromkeys(SIZES, BLOCKS)
 
     def __init__(
         self, n: int, k: int, d: int, itemsize: int, squares: int, distance: bool, widened: bool, device
     ) -> None:
         """widened: gradients are multiplied in a wider type than similarities."""
-        self.n, self.k, self.d, self.itemsize, self.device = n, k, d, itemsize, device
+        super().__init__(device)
+        self.n, self.k, self.d, self.itemsize = n, k, d, itemsize
         self.squares, self.distance, self.widened = squares, distance, widened
+        self.names = {
+            "forward": {SOFTMAX: SIZES} if d else {"": SUM_SIZES},
+            "backward_x": {BACKWARD: SIZES},
+            "backward_y": {BACKWARD: SIZES},
+        }
+        if d:
+            self.names["backward_values"] = {"": SIZES}
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
@@ -98,49 +109,29 @@ class Ladder:
         backward = {"BLOCK_M": 64, "BLOCK_N": 16 if fewer else 32, "BLOCK_RED": red}
         if not self.d:
             rows = 128 if self.distance and self.device.arch.startswith("sm_10") else 64
-            forward = self._staged(BLOCK_M=rows, BLOCK_N=others, BLOCK_RED=red)
+            forward = self._staged("forward", BLOCK_M=rows, BLOCK_N=others, BLOCK_RED=red)
         else:
-            forward = self._staged(SOFTMAX, BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red, BLOCK_C=of_values)
-        gradient = self._staged(BACKWARD, BLOCK_C=columns, **backward)
+            forward = self._staged("forward", SOFTMAX, BLOCK_M=64, BLOCK_N=others, BLOCK_RED=red, BLOCK_C=of_values)
+        gradient = self._staged("backward_x", BACKWARD, BLOCK_C=columns, **backward)
         plans = {"forward": forward, "backward_x": gradient, "backward_y": gradient}
         if self.d:
-            plans["backward_values"] = self._staged(BLOCK_C=of_values, **backward)
+            plans["backward_values"] = self._staged("backward_values", BLOCK_C=of_values, **backward)
         return plans
 
-    def _staged(self, variant: str = "", **blocks: int) -> Plan:
-        return Plan.of(variant, num_stages=max(1, min(2, self.device.shared // self._stage_bytes(blocks))), **blocks)
+    def _staged(self, pass_: str, variant: str = "", **blocks: int) -> Plan:
+        return self.staged(pass_, variant, most=2, programs=1, **blocks)
 
-    def _stage_bytes(self, sizes: Mapping[str, int]) -> int:
-        """What the operands of one round of a kernel's loop take of the shared memory."""
+    def stage_bytes(self, pass_: str, variant: str, sizes: Mapping[str, int]) -> int:
         pairs = (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"]
         return (pairs + sizes["BLOCK_N"] * sizes.get("BLOCK_C", 0)) * self.itemsize
 
-    def _variant(self, pass_: str) -> str:
-        if pass_ == "forward":
-            return SOFTMAX if self.d else ""
-        return "" if pass_ == "backward_values" else BACKWARD
+    def takes(self, pass_: str, plan: Plan) -> bool:
+        tile = plan["BLOCK_M"] * max(plan["BLOCK_N"], dict(plan.blocks).get("BLOCK_C", 0))
+        return tile <= TILE * plan.num_warps // 4
 
-    def fits(self, pass_: str, plan: Plan) -> bool:
-        sizes = dict(plan.blocks)
-        expected = SIZES if self.d or pass_ != "forward" else SUM_SIZES
-        if pass_ not in self.plans or plan.variant != self._variant(pass_) or tuple(sizes) != expected:
-            return False
-        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
-            return False
-        if any(size not in BLOCKS for size in sizes.values()):
-            return False
-        if sizes["BLOCK_M"] * max(sizes["BLOCK_N"], sizes.get("BLOCK_C", 0)) > TILE * plan.num_warps // 4:
-            return False
-        return plan.num_stages * self._stage_bytes(sizes) <= self.device.shared
-
-    def candidates(self, pass_: str) -> Iterator[Plan]:
-        own = self.plans[pass_]
-        near = [own]
-        for name, _ in own.blocks:
-            near += [p.changed({name: size}) for p in tuple(near) for size in (p[name] * 2, p[name] // 2)]
-        for candidate in dict.fromkeys((*near, *around(own), *around(own.changed({"BLOCK_M": 32})))):
-            if self.fits(pass_, candidate):
-                yield candidate
+    def alternatives(self, pass_: str) -> Iterator[Plan]:
+        yield from super().alternatives(pass_)
+        yield from with_other_stages_and_warps(self.plans[pass_].changed({"BLOCK_M": 32}))
 
     def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
         return tuple((p["BLOCK_N"], p["BLOCK_RED"]) for p in plans.values())
@@ -163,9 +154,9 @@ class TotalProblem(RowsProblem):
     # Plans and launchers.
 
     @cached_property
-    def ladder(self) -> Ladder:
-        squares = sum(self.squared)
-        return Ladder(self.n, self.k, self.d, self.dtype.itemsize, squares, self.distance, self._widened, self.facts)
+    def heuristic(self) -> TotalHeuristic:
+        sizes = self.n, self.k, self.d, self.dtype.itemsize
+        return TotalHeuristic(*sizes, sum(self.squared), self.distance, self._widened, self.facts)
 
     @property
     def _widened(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from types import ModuleType
@@ -12,15 +12,16 @@ import torch
 
 from ... import choose, launch, plan, products
 from ...declare import Cost
+from ...heuristic import Heuristic, power_of_two
 from ...kernels.geometry import ceil_div
-from ...plan import STAGES, WARPS, Plan, around, power_of_two
+from ...plan import Plan
 from .reference import DISTANCES
 
 BACKWARD = "backward"  # the kernel of both gradients
 SIZES = {
-    "forward": ("", ("BLOCK_M", "BLOCK_N", "BLOCK_RED")),
-    "backward_x": (BACKWARD, ("BLOCK_C", "BLOCK_M", "BLOCK_N")),
-    "backward_y": (BACKWARD, ("BLOCK_C", "BLOCK_M", "BLOCK_N")),
+    "forward": {"": ("BLOCK_M", "BLOCK_N", "BLOCK_RED")},
+    "backward_x": {BACKWARD: ("BLOCK_C", "BLOCK_M", "BLOCK_N")},
+    "backward_y": {BACKWARD: ("BLOCK_C", "BLOCK_M", "BLOCK_N")},
 }
 BLOCKS = (16, 32, 64, 128, 256)
 TILE = 128 * 128  # elements of an accumulator, 128 registers a thread at four warps
@@ -28,11 +29,15 @@ SPLIT = 4096  # rows of y, at the least, of each sum over them
 STEP = 256  # what a split is a multiple of: every block of a walk divides it
 
 
-class Ladder:
+class SimilarityHeuristic(Heuristic):
     """Block sizes: of the columns, the rows of y and the element size, and never of the rows of x."""
 
+    names = SIZES
+    values = dict.fromkeys(("BLOCK_C", "BLOCK_M", "BLOCK_N", "BLOCK_RED"), BLOCKS)
+
     def __init__(self, n: int, k: int, itemsize: int, squares: int, distance: bool, device: plan.Device) -> None:
-        self.n, self.k, self.itemsize, self.device = n, k, itemsize, device
+        super().__init__(device)
+        self.n, self.k, self.itemsize = n, k, itemsize
         self.squares, self.distance = squares, distance
 
     @cached_property
@@ -43,7 +48,7 @@ class Ladder:
         few = wide or self.device.arch.startswith("sm_10")
         columns, others = (64 if few else 128, 32) if self.distance else (128, deep)
         return {
-            "forward": self._staged(
+            "forward": self.staged(
                 "forward",
                 BLOCK_M=64 if wide or self.device.arch.startswith("sm_8") else 128,
                 # where both matrices are squared, and near pairs have a second tile, registers are short
@@ -51,40 +56,20 @@ class Ladder:
                 BLOCK_RED=power_of_two(self.k, 16, deep),
             ),
             **{
-                name: self._staged(name, BLOCK_M=64, BLOCK_C=power_of_two(self.k, 16, columns), BLOCK_N=others)
+                name: self.staged(name, BACKWARD, BLOCK_M=64, BLOCK_C=power_of_two(self.k, 16, columns), BLOCK_N=others)
                 for name in ("backward_x", "backward_y")
             },
         }
 
-    def _staged(self, pass_: str, **blocks: int) -> Plan:
-        stages = min(4, self.device.shared // 2 // self._stage_bytes(pass_, blocks))
-        return Plan.of(SIZES[pass_][0], num_stages=max(1, stages), **blocks)
-
-    def _stage_bytes(self, pass_: str, sizes: Mapping[str, int]) -> int:
-        """What the operands of one round of a kernel's loop take of the shared memory."""
+    def stage_bytes(self, pass_: str, variant: str, sizes: Mapping[str, int]) -> int:
         if pass_ == "forward":
             return (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * sizes["BLOCK_RED"] * self.itemsize
         of_pair = self.itemsize + (4 if self.distance else self.itemsize)
         return sizes["BLOCK_N"] * (of_pair * sizes["BLOCK_M"] + self.itemsize * sizes["BLOCK_C"])
 
-    def fits(self, pass_: str, plan: Plan) -> bool:
-        sizes = dict(plan.blocks)
-        if SIZES.get(pass_) != (plan.variant, tuple(sizes)) or any(size not in BLOCKS for size in sizes.values()):
-            return False
-        if plan.num_warps not in WARPS or plan.num_stages not in STAGES:
-            return False
-        tile = sizes["BLOCK_M"] * (sizes["BLOCK_N"] if pass_ == "forward" else sizes["BLOCK_C"])
-        fits = tile <= TILE * plan.num_warps // 4
-        return fits and plan.num_stages * self._stage_bytes(pass_, sizes) <= self.device.shared
-
-    def candidates(self, pass_: str) -> Iterator[Plan]:
-        own = self.plans[pass_]
-        near = [own]
-        for name, _ in own.blocks:
-            near += [p.changed({name: size}) for p in tuple(near) for size in (dict(p.blocks)[name] * 2, p[name] // 2)]
-        for candidate in dict.fromkeys((*near, *around(own))):
-            if self.fits(pass_, candidate):
-                yield candidate
+    def takes(self, pass_: str, plan: Plan) -> bool:
+        tile = plan["BLOCK_M"] * plan["BLOCK_N" if pass_ == "forward" else "BLOCK_C"]
+        return tile <= TILE * plan.num_warps // 4
 
     def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
         forward, dx, dy = (plans[name] for name in SIZES)
@@ -236,8 +221,8 @@ class SimilarityProblem(RowsProblem):
     # Plans and launchers.
 
     @cached_property
-    def ladder(self) -> Ladder:
-        return Ladder(self.n, self.k, self.dtype.itemsize, sum(self.squared), self.distance, self.facts)
+    def heuristic(self) -> SimilarityHeuristic:
+        return SimilarityHeuristic(self.n, self.k, self.dtype.itemsize, sum(self.squared), self.distance, self.facts)
 
     @cached_property
     def _code(self) -> ModuleType:
