@@ -18,7 +18,7 @@ from bench import optim_suite, suite
 from bench import roofs as roofs_
 from bench.dry import dry_machine
 from bench.models import MODELS
-from bench.rows import DTYPES, LAYOUTS, PASSES, record
+from bench.rows import DTYPES, LAYOUTS, PASSES, Key, Measured, ResultsError, load, record
 from bench.selection import SelectionError, cases_and_steps, chosen
 from tritonshare.files import replace
 from tritonshare.measure.machine import Machine
@@ -38,6 +38,7 @@ def pytest_addoption(parser):
     add("--pass", action="append", dest="passes", help=f"one of {', '.join(PASSES)} (default: all)")
     add("--provider", action="append", help="ours, eager, compile, ... (default: all)")
     add("--results", type=Path, metavar="FILE", help="write the results here, as they come")
+    add("--done", type=Path, metavar="FILE", help="results: leave out what was timed there, or is unavailable")
     add("--minutes", type=float, metavar="N", help="begin no row after N minutes")
     add("--revision", default=None, help="of the sources, where git cannot tell")
     add("--dry", action="store_true", help="launch kernels into nothing: all but the measuring, without a GPU")
@@ -56,16 +57,25 @@ def selected_rows(config) -> dict[str, list]:
     if option("layout") or option("passes"):  # which an optimizer's step has none of
         rules = []
     steps = optim_suite.rows(models, rules, dtypes)
-    return {
-        "row": [row for row in suite.rows(found, dtypes, layouts, passes) if row.provider in providers],
-        "step": [row for row in steps if row.subject.provider in providers],
-    }
+    done = keys_done(option("done")) if option("done") else set()
+
+    def wanted(rows):
+        return [row for row in rows if row.subject.provider in providers and row.subject.key not in done]
+
+    return {"row": wanted(suite.rows(found, dtypes, layouts, passes)), "step": wanted(steps)}
+
+
+def keys_done(path: Path) -> set[Key]:
+    """Of subjects that need not be tried again."""
+    results = load([path])
+    outcomes = (results.outcomes() | results.steps()).values()
+    return {of.result.key for of in outcomes if isinstance(of.result, Measured) or of.result.status == "unavailable"}
 
 
 def pytest_configure(config):
     try:
         config.rows = selected_rows(config)
-    except SelectionError as error:
+    except (SelectionError, ResultsError) as error:
         raise pytest.UsageError(str(error)) from error
     results = config.getoption("results")
     if results is not None and not results.parent.is_dir():

@@ -64,7 +64,8 @@ def pytest_collection_modifyitems(config, items):
             raise pytest.UsageError(f"{item.nodeid} names no lane")
         (kept if marks & wanted else others).append(item)
     config.hook.pytest_deselected(items=others)
-    items[:] = kept
+    # long ones last: should the time run out, one of each kind was run
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("long") is not None)
 
 
 @pytest.hookimpl(wrapper=True)

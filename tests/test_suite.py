@@ -263,6 +263,8 @@ def test_results_are_what_the_report_and_pytest_benchmark_read(tmp_path):
     assert {"ours", "eager"} <= timed
     assert all(entry["status"] == "unavailable" and entry["why"] for entry in document["not_timed"])
     assert {row.provider for row in load([path]).runs[0].device} == timed
+    done = bench(*arguments, "--done", str(path), "--collect-only")
+    assert "conv2d_act_pool" not in done.stdout, "all was timed, or is not available"
     compared = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", str(path)], capture_output=True, text=True, cwd=tmp_path
     )
