@@ -25,7 +25,7 @@ import torch
 import triton
 from packaging.version import Version
 
-from bench.launches import NUMBERS, RecordedLaunch, numbers, record_call
+from bench.launches import NUMBERS, RecordedLaunch, numbers, pass_of, record_call
 from bench.roofs import H200
 from bench.rows import MAX_BYTES
 from bench.sass import Code, inspect
@@ -51,7 +51,7 @@ def evidence(op: Op, case: Case, dtype: str, arch: str, layout: str) -> Iterator
         recorded = record_call(op, case, torch_dtype, arch, channels_last=layout == "channels_last")
     costs = recorded.problem.cost(case.tensors[0][0], [True] * op.tensors)
     for launch in recorded.launches:
-        pass_ = next((name for name in costs if launch.kernel.startswith(name)), None)
+        pass_ = pass_of(launch.kernel, costs)
         row = {"op": op.name, "case": case.name, "pass": pass_, "dtype": dtype, "arch": arch, "layout": layout}
         row |= compiled(launch, inspect(launch.compile(arch)))
         if pass_ is not None:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from triton.runtime.jit import mangle_type
 from bench.rows import DTYPES
 from bench.sass import parse_target, source_for
 from tritonshare import gate, launch, plan
-from tritonshare.declare import Case, Problem, differentiable, first_of
+from tritonshare.declare import Case, Cost, Problem, differentiable, first_of
 from tritonshare.explanation import explaining
 from tritonshare.op import Op
 from tritonshare.plan import Plan
@@ -68,25 +68,37 @@ class RecordedLaunch:
     def plan(self) -> Plan:
         return self.launcher.plan
 
+    @property
+    def _values(self) -> dict[str, Any]:
+        """By name, of the parameters that are not bound."""
+        bound = self.launcher.constants
+        names = [p.name for p in self.launcher.kernel.params if p.name not in bound and not p.is_constexpr]
+        return dict(zip(names, self.args, strict=True))
+
     def source(self, target: str) -> ASTSource:
         """What Triton compiles for this launch on `target`, or finds in its cache."""
         kernel, constants = self.launcher.kernel, dict(self.launcher.constants)
         signature, aligned = {}, []
-        parameters = [p for p in kernel.params if p.name not in constants and not p.is_constexpr]
-        for parameter, value in zip(parameters, self.args, strict=True):
-            folds = isinstance(value, int) and not parameter.do_not_specialize
+        unspecialized = {p.name for p in kernel.params if p.do_not_specialize}
+        for name, value in self._values.items():
+            folds = isinstance(value, int) and name not in unspecialized
             if value is None or (folds and value == 1):
-                constants[parameter.name] = value
+                constants[name] = value
                 continue
-            signature[parameter.name] = mangle_type(value)
+            signature[name] = mangle_type(value)
             if isinstance(value, torch.Tensor):
                 # a meta tensor has no address; storage begins at a multiple of 16
                 divisible = value.storage_offset() * value.element_size() % 16 == 0
             else:
                 divisible = folds and value % 16 == 0
             if divisible:
-                aligned.append(parameter.name)
+                aligned.append(name)
         return source_for(kernel, signature, constants, target, aligned=aligned)
+
+    def arguments(self, target: str) -> list[tuple[str, Any]]:
+        """What the compiled kernel is given: types, as Triton writes them, and values."""
+        values, signature = self._values, self.source(target).signature
+        return [(kind, values[name]) for name, kind in signature.items() if kind != "constexpr"]
 
     def compile(self, target: str) -> CompiledKernel:
         return compile(self.source(target), target=parse_target(target), options=self.launcher.options)
@@ -134,10 +146,32 @@ def work(op: Op, case: Case) -> int:
     return sum(cost.flops for cost in problem.cost(case.shapes[0][0], needs(case)).values())
 
 
+def hand_call(
+    op: Op,
+    case: Case,
+    tensors: Sequence[Any],
+    arch: str,
+    take: Callable[[RecordedLaunch], None],
+    gradient: Callable[[torch.Tensor], torch.Tensor] = torch.empty_like,
+) -> Problem:
+    """A case's call and its gradients on a GPU of this arch, whose launches `take` gets instead, one by one."""
+
+    def each(entry: launch.Launch) -> None:
+        take(RecordedLaunch(*entry))
+
+    with plan.using(device=plan.DEVICES[arch]), launch.handing_to(each), explaining() as explanations:
+        out = first_of(call(op, tensors, case))
+        torch.autograd.grad(out, [t for t in tensors if t is not None and t.requires_grad], gradient(out))
+    return explanations[0].problem
+
+
 def record_call(op: Op, case: Case, dtype: torch.dtype, arch: str, *, channels_last: bool = True) -> RecordedCall:
     """The launches of a case's call and of its gradients on a GPU of this arch."""
-    tensors = case_tensors(case, dtype, device="meta", channels_last=channels_last)
-    with plan.using(device=plan.DEVICES[arch]), launch.record() as launches, explaining() as explanations:
-        out = first_of(call(op, tensors, case))
-        torch.autograd.grad(out, [t for t in tensors if t is not None and t.requires_grad], torch.empty_like(out))
-    return RecordedCall(explanations[0].problem, tuple(RecordedLaunch(*entry) for entry in launches))
+    tensors, launches = case_tensors(case, dtype, device="meta", channels_last=channels_last), []
+    problem = hand_call(op, case, tensors, arch, launches.append)
+    return RecordedCall(problem, tuple(launches))
+
+
+def pass_of(kernel: str, costs: Mapping[str, Cost]) -> str | None:
+    """The pass of an op that a kernel computes, if it is one with a cost: kernels are named after their passes."""
+    return next((name for name in costs if kernel.startswith(name)), None)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -41,13 +41,13 @@ class Step:
         states = f"{self.state} states" if self.rule != "SGD" else "no states"
         return ", ".join(filter(None, (states, "" if self.aligned else "unaligned", self.beyond)))
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Of meta tensors; unaligned ones lie behind an element of their storage."""
+    def optimizer(self, device: str = "meta") -> torch.optim.Optimizer:
+        """Of tensors without values; unaligned ones lie behind an element of their storage."""
         dtype, _ = NUMBERS[self.dtype]
 
         def empty(shape: tuple[int, ...]) -> torch.Tensor:
             first = 0 if self.aligned else 1
-            return torch.empty(prod(shape) + 1, dtype=dtype, device="meta")[first : first + prod(shape)].view(shape)
+            return torch.empty(prod(shape) + 1, dtype=dtype, device=device)[first : first + prod(shape)].view(shape)
 
         parameters: list[Any] = [torch.nn.Parameter(empty(shape)) for shape in SHAPES]
         for p in parameters:
@@ -55,12 +55,21 @@ class Step:
         cls, options = CLASSES[self.rule]
         return cls(parameters, lr=1e-3, state_dtype=STATES[self.state], **options, **self.options)
 
-    def launches(self, arch: str) -> tuple[list[RecordedLaunch], Cost]:
-        """Those of a step on a GPU of this arch, and what it must move at the least."""
-        optimizer = self.optimizer()
-        with plan.using(device=plan.DEVICES[arch]), launch.record() as launches:
+    def hand(self, optimizer: torch.optim.Optimizer, arch: str, take: Callable[[RecordedLaunch], None]) -> Cost:
+        """A step on a GPU of this arch, whose launches `take` gets instead; what it must move at the least."""
+
+        def each(entry: launch.Launch) -> None:
+            take(RecordedLaunch(*entry))
+
+        with plan.using(device=plan.DEVICES[arch]), launch.handing_to(each):
             optimizer.step()
-        return [RecordedLaunch(*entry) for entry in launches], Cost(least_bytes(optimizer), 0)
+        return Cost(least_bytes(optimizer), 0)
+
+    def launches(self, arch: str) -> tuple[list[RecordedLaunch], Cost]:
+        """Those of a step of meta tensors, and what it must move at the least."""
+        launches: list[RecordedLaunch] = []
+        cost = self.hand(self.optimizer(), arch, launches.append)
+        return launches, cost
 
 
 def steps() -> list[Step]:

@@ -4,7 +4,7 @@
     interpreter  CPU tensors, the kernels through Triton's interpreter; the process has TRITON_INTERPRET=1
     codegen      the kernels compiled ahead of time for real chips, no driver
     stub         real launches into a recording driver
-    emulated     real launches on an emulated GPU: the compiled kernels run (tests/emulator)
+    emulated     real launches on an emulated GPU: the compiled kernels run (bench/emulator)
     gpu          real launches on a real GPU
     dry          the tests of lane gpu without one: all is done, launches go into the recording driver, and of what the
                  kernels then leave nothing is asserted. Only by its name

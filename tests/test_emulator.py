@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.emulator import Fault, emulated_gpu
+from bench.emulator import Fault, emulated_gpu
 
 pytestmark = pytest.mark.emulated
 ARCHES = (90, 80)

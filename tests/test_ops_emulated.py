@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from bench.emulator import emulated_gpu
 from bench.launches import NUMBERS, numbers
-from tests.emulator import emulated_gpu
 from tests.guard import poisoned_allocations
 from tests.ops import assert_same_bits, cases, laws, one_short, one_short_by_op, pairs_of_law, results
 from tritonshare import gate, launch, plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -88,20 +88,27 @@ class Launch(NamedTuple):
     args: tuple[Any, ...]
 
 
-_recorded: list[Launch] | None = None
+_instead: Callable[[Launch], None] | None = None
+
+
+@contextmanager
+def handing_to(take: Callable[[Launch], None]) -> Iterator[None]:
+    """Within the block launches are handed to `take` instead of done, and tensors of every device take the kernels."""
+    global _instead
+    outer, _instead = _instead, take
+    try:
+        with plans.kernels_everywhere():
+            yield
+    finally:
+        _instead = outer
 
 
 @contextmanager
 def record() -> Iterator[list[Launch]]:
-    """Within the block launches are recorded and not done, and tensors of every device take the kernels, so that meta
-    tensors can go the way of real ones."""
-    global _recorded
-    outer, _recorded = _recorded, []
-    try:
-        with plans.kernels_everywhere():
-            yield _recorded
-    finally:
-        _recorded = outer
+    """Within the block launches are recorded and not done, so that meta tensors can go the way of real ones."""
+    launches: list[Launch] = []
+    with handing_to(launches.append):
+        yield launches
 
 
 class Launcher:
@@ -125,8 +132,8 @@ class Launcher:
         self._compiled: dict[tuple[bool, ...], Any] = {}
 
     def __call__(self, grid: int, *args: Any) -> None:
-        if _recorded is not None:
-            _recorded.append(Launch(self, grid, args))
+        if _instead is not None:
+            _instead(Launch(self, grid, args))
             return
         if grid > GRID_LIMIT:
             raise ArgumentError(f"{self.kernel.__name__}: the problem needs {grid} programs; at most {GRID_LIMIT} fit")

@@ -20,8 +20,21 @@ Not there
     `PtxError` that shows it.
 """
 
-from .driver import EmulatedGPU, emulated_gpu
-from .memory import Fault
+from .counters import Access, Counters
+from .driver import EmulatedGPU, emulate, emulated_gpu
+from .machine import Options
+from .memory import SECTOR, Fault, GlobalMemory
 from .ptx import PtxError
 
-__all__ = ["EmulatedGPU", "Fault", "PtxError", "emulated_gpu"]
+__all__ = [
+    "SECTOR",
+    "Access",
+    "Counters",
+    "EmulatedGPU",
+    "Fault",
+    "GlobalMemory",
+    "Options",
+    "PtxError",
+    "emulate",
+    "emulated_gpu",
+]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -52,16 +53,29 @@ class _Launcher:
         self.types = tuple(src.signature.values())
 
     def __call__(self, x, y, z, stream, ptx, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments):
-        code, memory = translate(ptx), GlobalMemory()
-        given = [_packed(kind, value, memory) for kind, value in _flat(self.types, arguments)]
-        names = [p.name for p in code.kernel.parameters]
-        # behind a kernel's own arguments come scratch memory, the profiler's, and whatever else is a null pointer
-        size = (getattr(self.metadata, "global_scratch_size", 0) or 0) * x * y * z
-        scratch = torch.full((size,), 0xFF, dtype=torch.uint8)
-        extra = [_packed("*i8", scratch if size else None, memory)] + [struct.pack("<Q", 0)] * len(names)
-        bytes_ = dict(zip(names, given + extra, strict=False))
-        gpu = self.gpu
-        gpu.launches.append(run(code, (x, y, z), bytes_, memory, self.metadata.shared, gpu.options, gpu.races))
+        gpu, memory = self.gpu, GlobalMemory()
+        given = _flat(self.types, arguments)
+        gpu.launches.append(emulate(ptx, self.metadata, (x, y, z), given, memory, gpu.options, gpu.races))
+
+
+def emulate(
+    ptx: str,
+    metadata: Any,  # Triton's, of the compiled kernel
+    grid: tuple[int, int, int],
+    arguments: Iterable[tuple[str, Any]],  # types, as Triton writes them, and values
+    memory: GlobalMemory,
+    options: Options,
+    races: Counter[str],
+) -> Counters:
+    """One launch. Its tensors become regions of `memory`, which know afterwards which of their sectors were touched."""
+    code = translate(ptx)
+    given = [_packed(kind, value, memory) for kind, value in arguments]
+    names = [p.name for p in code.kernel.parameters]
+    # behind a kernel's own arguments come scratch memory, the profiler's, and whatever else is a null pointer
+    size = (getattr(metadata, "global_scratch_size", 0) or 0) * prod(grid)
+    scratch = torch.full((size,), 0xFF, dtype=torch.uint8)
+    extra = [_packed("*i8", scratch if size else None, memory)] + [struct.pack("<Q", 0)] * len(names)
+    return run(code, grid, dict(zip(names, given + extra, strict=False)), memory, metadata.shared, options, races)
 
 
 def _flat(kinds, values) -> Iterator[tuple[str, Any]]:
