@@ -72,9 +72,18 @@ def pairs_of_law(op, case, law):
     tensors = gate.make_tensors(case, torch.float32, family="integers")
     own, scalars = tensors[: op.tensors - op.scalars], tensors[op.tensors - op.scalars :]
 
-    def run(tensors, grad=None, **options):
-        found = results(op, [*tensors, *scalars], grad, **options)
-        return found[: 1 + sum(t is not None for t in tensors)]
+    def run(tensors, grad=None, gradients=True, **options):
+        given = [*tensors, *scalars]
+        if not gradients:
+            return outputs(gate.call(op, given, options))
+        others = []
+
+        def first_output(*given):
+            first, *others[:] = outputs(gate.call(op, given, options))
+            return first
+
+        output, *grads = run_with_gradients(first_output, given, grad)
+        return [output, *others, *grads[: sum(t is not None for t in tensors)]]
 
     pairs = law(run, own, case.options)
     assert pairs
@@ -171,12 +180,21 @@ def wanting(tensors):
 
 def results(op, tensors, grad=None, family="integers", **options):
     """[output, gradients of the tensors that are not None]; grad: one number everywhere, or None for gate's own."""
-    found = gate.run(
-        lambda *t: call(op, t, **options),
-        tensors,
-        lambda out: gate.make_gradient(out, family) if grad is None else torch.full_like(out, grad),
-    )
-    return list(found.values())
+    return run_with_gradients(lambda *t: call(op, t, **options), tensors, grad, family)
+
+
+def run_with_gradients(function, tensors, grad=None, family="integers"):
+    """[output, gradients of the tensors that are not None] of a function of them; grad: as in results."""
+
+    def gradient(out):
+        return gate.make_gradient(out, family) if grad is None else torch.full_like(out, grad)
+
+    return list(gate.run(function, tensors, gradient).values())
+
+
+def outputs(returned):
+    """What an op's function returns, as a list."""
+    return list(returned) if isinstance(returned, tuple) else [returned]
 
 
 def assert_same_bits(pairs):

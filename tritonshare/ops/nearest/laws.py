@@ -27,16 +27,14 @@ def ties_go_to_the_first(run, tensors, options):
     x, y = tensors
     if options["k"] > 1:
         return None
-    values, dx, dy = run(tensors, **options)
-    again, dx2, dy2 = run((x, torch.cat([y, y], -2)), **options)
+    values, _, dx, dy = run(tensors, **options)
+    again, _, dx2, dy2 = run((x, torch.cat([y, y], -2)), **options)
     return [(values, again), (dx, dx2), (torch.cat([dy, torch.zeros_like(dy)], -2), dy2)]
 
 
 def indices_are_of_a_stable_sort(run, tensors, options):
     """Of equal ones the first index wins, and NaN is the largest number. Every row of features comes twice. Distances:
     of near rows, too."""
-    from ... import functional
-
     kind, gamma, eps = options["kind"], options.get("gamma"), options.get("eps", 1e-8)
     found = []
     for data in ("integers", "near", "nonfinite") if kind in DISTANCES else ("integers", "nonfinite"):
@@ -49,7 +47,7 @@ def indices_are_of_a_stable_sort(run, tensors, options):
         w = square_distances(*exact) if kind in DISTANCES else similarities(*exact, kind, gamma, eps)
         order = torch.sort(w, stable=True, dim=-1, descending=kind not in DISTANCES)[1]
         for k in (1, min(3, options["k"])):
-            indices = functional.nearest(x, y, **{**options, "k": k}).indices
+            _, indices = run((x, y), gradients=False, **{**options, "k": k})
             found.append((indices, order[..., :k]))
     return found
 
