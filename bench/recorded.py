@@ -11,7 +11,7 @@ from typing import Any
 
 from tritonshare.cli import Parser
 from tritonshare.files import FileError, read_json, replace, sentence
-from tritonshare.training import train
+from tritonshare.training.run import TrainingError
 
 RECORDED = Path(__file__).parent / "training"
 MAX_BYTES = 16 * 2**20  # of a file of results
@@ -59,7 +59,7 @@ def command(
             args.out.mkdir(parents=True, exist_ok=True)
             document = run(results)
         replace({drawn: picture(document)})
-    except (FileError, train.TrainingError, OSError) as error:
+    except (FileError, TrainingError, OSError) as error:
         what = f"{results} {error}" if isinstance(error, FileError) else str(error)
         print(f"{made.prog}: {sentence(what)}", file=sys.stderr)
         return 1

@@ -19,9 +19,10 @@ import torch
 from bench.recorded import Document, command, parser, to_json
 from tritonshare import __version__
 from tritonshare.files import replace
-from tritonshare.training import data, finetune, report, train
+from tritonshare.training import data, finetune, report
 from tritonshare.training.options import DEFAULT_EPOCHS, SHARED_CODEBOOKS, Options
 from tritonshare.training.report import Axes, Figure
+from tritonshare.training.run import Run, one_epoch, threads_for
 
 SUMMARY = (__doc__ or "").split("\n")[0]
 NAME = "shared_bits"
@@ -31,10 +32,10 @@ BITS = tuple(finetune.EVERY)
 def measured(options: Options, epochs: int, bits: list[int], images: data.ImageSet) -> list[Document]:
     """The rows of one seed: of the dense model, then of each number of bits."""
     device = torch.device("cpu")
-    with train.threads_for(options, images, device):
-        run = train.Run(options, images, device)
+    with threads_for(options, images, device):
+        run = Run(options, images, device)
         for epoch in range(epochs):
-            train.one_epoch(run, epoch, epochs)
+            one_epoch(run, epoch, epochs)
         size = sum(tensor.nbytes for tensor in run.model.state_dict().values())
         rows = [{"seed": options.seed, "bits": None, "bytes": size} | accuracies(run, "")]
         for number in bits:
@@ -46,7 +47,7 @@ def measured(options: Options, epochs: int, bits: list[int], images: data.ImageS
     return rows
 
 
-def accuracies(run: train.Run, which: str) -> Document:
+def accuracies(run: Run, which: str) -> Document:
     loss, accuracy = run.evaluate()
     found = {f"held_out_loss{which}": loss, f"held_out_accuracy{which}": accuracy}
     return found if which else found | {"held_out_accuracy_by_class": finetune.by_class(run)}

@@ -21,9 +21,10 @@ from bench.recorded import Document, command, parser, to_json
 from bench.selection import SelectionError, chosen
 from tritonshare import __version__
 from tritonshare.files import replace
-from tritonshare.training import data, report, train
+from tritonshare.training import data, report
 from tritonshare.training.options import OPTIMIZERS, Options
 from tritonshare.training.report import Axes, Figure
+from tritonshare.training.run import Run, one_epoch, threads_for
 
 SUMMARY = (__doc__ or "").split("\n")[0]
 NAME = "similarity_updates"
@@ -53,9 +54,9 @@ UPDATES = {
 def trained(options: Options, epochs: int, images: data.ImageSet) -> Document:
     """One run: what its checkpoint would remember of its options, and its curves."""
     device = torch.device("cpu")
-    with train.threads_for(options, images, device):
-        run = train.Run(options, images, device)
-        history = [train.one_epoch(run, epoch, epochs) for epoch in range(epochs)]
+    with threads_for(options, images, device):
+        run = Run(options, images, device)
+        history = [one_epoch(run, epoch, epochs) for epoch in range(epochs)]
     return {"config": run.config, **{name: [getattr(epoch, name) for epoch in history] for name in CURVES}}
 
 

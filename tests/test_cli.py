@@ -14,10 +14,11 @@ import torch
 from tests.test_train import small_options
 from tritonshare import checkpoint, compress, files
 from tritonshare.cli import COMMANDS, main
-from tritonshare.compress import command
+from tritonshare.training import compress as command
 from tritonshare.training import data, finetune, report, train
 from tritonshare.training.options import Options
 from tritonshare.training.report import Epoch
+from tritonshare.training.run import CHECKPOINT, CURVES, MODEL, SHARED, SIZES, Run
 
 pytestmark = [pytest.mark.reference, pytest.mark.once]
 
@@ -99,8 +100,8 @@ def test_output_that_cannot_be_written_is_one_line(arguments, tmp_path, monkeypa
     assert status(arguments(name, out)) == 1
     assert ": standard output: " in one_line(capsys.readouterr().err)
     if name == "train":  # the epoch was kept before it was told
-        assert len(checkpoint.read(out / train.CHECKPOINT)[1]["history"]) == 1
-        assert (out / train.MODEL).exists()
+        assert len(checkpoint.read(out / CHECKPOINT)[1]["history"]) == 1
+        assert (out / MODEL).exists()
         assert not (out / train.LOCK).exists()
     if name == "compress":
         checkpoint.read(out, compress.files.MODEL)
@@ -149,7 +150,7 @@ def test_a_run_with_such_a_name_can_be_resumed(arguments, tmp_path, monkeypatch,
     assert status([*options[:-4], "--epochs", "1", *options[-2:]]) == 0
     assert status([*options, "--resume"]) == 0
     assert capsys.readouterr().err == ""
-    assert len(checkpoint.read(tmp_path / OUT / train.CHECKPOINT)[1]["history"]) == 2
+    assert len(checkpoint.read(tmp_path / OUT / CHECKPOINT)[1]["history"]) == 2
 
 
 def below_a_file(folder):
@@ -182,7 +183,7 @@ PLACES = [(name, fault) for name, fault in PLACES if name != "train" or fault no
 @pytest.mark.parametrize(("name", "fault"), PLACES)
 def test_a_place_that_cannot_be_written_is_told_at_once(arguments, tmp_path, monkeypatch, capsys, name, fault):
     began = []
-    monkeypatch.setattr(train.Run, "train_epoch", lambda *_: began.append("train") or 1.0)
+    monkeypatch.setattr(Run, "train_epoch", lambda *_: began.append("train") or 1.0)
     monkeypatch.setattr(command, "compress", lambda *_, **__: began.append("compress"))
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -203,7 +204,7 @@ def test_a_second_process_is_refused_before_it_writes(arguments, tmp_path, capsy
         assert status(arguments(name, out)) == 2
         assert "is in use by another process" in one_line(capsys.readouterr().err)
         assert list(lock.parent.glob(f"{lock.name}*")) == [lock]
-        assert not (out / train.CHECKPOINT).exists()
+        assert not (out / CHECKPOINT).exists()
         assert not out.is_file()
     assert status(arguments(name, out)) == 0
 
@@ -211,7 +212,7 @@ def test_a_second_process_is_refused_before_it_writes(arguments, tmp_path, capsy
 @pytest.mark.parametrize("name", ["train", "compress"])
 def test_what_another_process_wrote_meanwhile_is_not_replaced(arguments, tmp_path, monkeypatch, capsys, name):
     out = tmp_path / "out"
-    there = out / train.MODEL if name == "train" else out
+    there = out / MODEL if name == "train" else out
 
     def meanwhile(*_, **__):
         there.parent.mkdir(exist_ok=True)
@@ -233,8 +234,8 @@ def test_what_breaks_on_the_way_is_one_line(arguments, tmp_path, monkeypatch, ca
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("tritonshare.training.train.Run.evaluate", fail)
-    monkeypatch.setattr("tritonshare.compress.command.compress", fail)
+    monkeypatch.setattr("tritonshare.training.run.Run.evaluate", fail)
+    monkeypatch.setattr(command, "compress", fail)
     monkeypatch.setattr("tritonshare.doctor.versions", fail)
     assert status(arguments(name, tmp_path / "out")) == 1
     one_line(capsys.readouterr().err)
@@ -244,7 +245,7 @@ def test_what_breaks_on_the_way_is_one_line(arguments, tmp_path, monkeypatch, ca
 def trained(tmp_path_factory):
     """The folder of a run of the trainer on digits, not trained at all."""
     folder = tmp_path_factory.mktemp("trained")
-    run = train.Run(Options(out=folder), data.load("digits"), torch.device("cpu"))
+    run = Run(Options(out=folder), data.load("digits"), torch.device("cpu"))
     for parameter in run.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     run.optimizer.step()
@@ -262,7 +263,7 @@ def test_a_full_disk_names_the_file_and_the_retry_needs_no_force(trained, tmp_pa
         fsync(handle)
 
     monkeypatch.setattr(finetune, "EVERY", (1,))
-    options = ["compress", str(trained / train.MODEL), "-o", str(out), "--device", "cpu", "--bits", "1"]
+    options = ["compress", str(trained / MODEL), "-o", str(out), "--device", "cpu", "--bits", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert main(options) == 1
@@ -275,24 +276,24 @@ def test_a_full_disk_names_the_file_and_the_retry_needs_no_force(trained, tmp_pa
 def test_a_link_in_a_runs_folder_stays_a_link(trained, tmp_path):
     real, out = tmp_path / "real.safetensors", tmp_path / "out"
     out.mkdir()
-    real.write_bytes((trained / train.CHECKPOINT).read_bytes())
-    (out / train.CHECKPOINT).symlink_to(real)
+    real.write_bytes((trained / CHECKPOINT).read_bytes())
+    (out / CHECKPOINT).symlink_to(real)
     assert main(["train", "--device", "cpu", "--epochs", "2", "--out", str(out), "--resume"]) == 0
-    assert (out / train.CHECKPOINT).is_symlink()
+    assert (out / CHECKPOINT).is_symlink()
     assert len(checkpoint.read(real)[1]["history"]) == 2
 
 
 def test_a_link_that_leads_nowhere_is_no_place_for_a_run(tmp_path, capsys):
-    (tmp_path / train.MODEL).symlink_to("elsewhere")
+    (tmp_path / MODEL).symlink_to("elsewhere")
     assert main(["train", "--out", str(tmp_path)]) == 2
     assert "already holds model.safetensors" in one_line(capsys.readouterr().err)
-    assert os.listdir(tmp_path) == [train.MODEL]
+    assert os.listdir(tmp_path) == [MODEL]
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
-@pytest.mark.parametrize("name", [train.CHECKPOINT, train.MODEL, train.CURVES, train.SHARED, train.SIZES])
+@pytest.mark.parametrize("name", [CHECKPOINT, MODEL, CURVES, SHARED, SIZES])
 def test_what_cannot_be_replaced_is_told_before_a_run_goes_on(trained, tmp_path, capsys, name, make):
-    (tmp_path / train.CHECKPOINT).write_bytes((trained / train.CHECKPOINT).read_bytes())
+    (tmp_path / CHECKPOINT).write_bytes((trained / CHECKPOINT).read_bytes())
     (tmp_path / name).unlink(missing_ok=True)
     make(tmp_path / name)
     before = sorted(os.listdir(tmp_path))

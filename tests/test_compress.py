@@ -18,9 +18,11 @@ from tritonshare.checkpoint import METADATA_KEY, CheckpointError
 from tritonshare.cli import main
 from tritonshare.compress.files import MODEL
 from tritonshare.nn import ConvActPool2d, SharedConv2d, SharedLinear
-from tritonshare.training import data, train
+from tritonshare.training import data
 from tritonshare.training.options import Options
 from tritonshare.training.report import Epoch
+from tritonshare.training.run import CHECKPOINT, Run, TwoBlockCNN
+from tritonshare.training.run import MODEL as RUN_MODEL
 
 pytestmark = pytest.mark.reference
 
@@ -650,7 +652,7 @@ def test_what_is_written_is_described(saved):
 def trained(tmp_path_factory):
     """The folder of a run of the trainer on digits, barely trained."""
     folder = tmp_path_factory.mktemp("trained")
-    run = train.Run(Options(out=folder), data.load("digits"), torch.device("cpu"))
+    run = Run(Options(out=folder), data.load("digits"), torch.device("cpu"))
     run.save([Epoch(1.0, 1.0, 0.1, 1.0)])
     return folder
 
@@ -662,7 +664,7 @@ def command(*arguments):
         return leaving.code
 
 
-@pytest.mark.parametrize("name", [train.MODEL, train.CHECKPOINT])
+@pytest.mark.parametrize("name", [RUN_MODEL, CHECKPOINT])
 def test_command_compresses_what_the_trainer_wrote(trained, tmp_path, capsys, name):
     out = tmp_path / "small.safetensors"
     assert command(trained / name, "--target-bytes", 20_000, "-o", out) == 0
@@ -670,10 +672,10 @@ def test_command_compresses_what_the_trainer_wrote(trained, tmp_path, capsys, na
     assert "\ntotal " in output
     assert "\nheld-out accuracy " in output or output.startswith("held-out accuracy ")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    small = tc.load(out, train.TwoBlockCNN(1, 8, 10))
+    small = tc.load(out, TwoBlockCNN(1, 8, 10))
     assert true_bytes(small) <= 20_000
-    dense = train.TwoBlockCNN(1, 8, 10)
-    dense.load_state_dict(load_file(trained / train.MODEL))
+    dense = TwoBlockCNN(1, 8, 10)
+    dense.load_state_dict(load_file(trained / RUN_MODEL))
     assert same(state(small), state(tc.compress(dense, target_bytes=20_000, codebooks=8)[0]))
 
 
@@ -693,12 +695,12 @@ def test_command_shares_any_file_of_weights(tmp_path):
 
 
 def test_command_refuses_in_one_sentence_and_writes_nothing(trained, saved, tmp_path, capsys):
-    model, out = trained / train.MODEL, tmp_path / "out.safetensors"
+    model, out = trained / RUN_MODEL, tmp_path / "out.safetensors"
     for name, content in {"text": b"hello", "cut": model.read_bytes()[:-9], "there": b"precious"}.items():
         (tmp_path / name).write_bytes(content)
     save_file({"a.bias": torch.ones(3)}, tmp_path / "biases")
     save_file({"a": torch.ones(3, 3), "a.weight": torch.ones(3, 3)}, tmp_path / "both")
-    damaged = (trained / train.CHECKPOINT).read_bytes()
+    damaged = (trained / CHECKPOINT).read_bytes()
     (tmp_path / "damaged").write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
     before = {path: path.read_bytes() for folder in (tmp_path, trained) for path in folder.iterdir()}
     for arguments, message in (
@@ -723,4 +725,4 @@ def test_command_refuses_in_one_sentence_and_writes_nothing(trained, saved, tmp_
         assert message in line
     assert before == {path: path.read_bytes() for folder in (tmp_path, trained) for path in folder.iterdir()}
     assert command(model, "-o", tmp_path / "there", "--force") == 0
-    assert tc.load(tmp_path / "there", train.TwoBlockCNN(1, 8, 10)).block1.bits == 4
+    assert tc.load(tmp_path / "there", TwoBlockCNN(1, 8, 10)).block1.bits == 4

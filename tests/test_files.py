@@ -16,10 +16,11 @@ import torch
 
 from bench import recorded, report, rows
 from tritonshare import checkpoint, compress, files, tables
-from tritonshare.compress import command
-from tritonshare.training import data, train
-from tritonshare.training.options import Options
+from tritonshare.training import compress as command
+from tritonshare.training import data
+from tritonshare.training.options import MAX_EPOCHS, Options
 from tritonshare.training.report import Epoch
+from tritonshare.training.run import CHECKPOINT, MODEL, UNCHOSEN, Run
 
 pytestmark = [pytest.mark.reference, pytest.mark.once]
 
@@ -263,7 +264,7 @@ def test_what_a_file_cannot_hold_is_refused(tensors, message):
 
 
 def test_the_longest_history_fits_into_a_checkpoint(tmp_path):
-    history = [dict.fromkeys(Epoch.__annotations__, 0.1234567890123456)] * train.MAX_EPOCHS
+    history = [dict.fromkeys(Epoch.__annotations__, 0.1234567890123456)] * MAX_EPOCHS
     checkpoint.content({"a": torch.ones(1)}, {"config": {"x": "y" * 2000}, "history": history})
 
 
@@ -443,9 +444,9 @@ class Made:
     """A run of the trainer that has taken a step, and its checkpoint as tensors and metadata."""
 
     def __init__(self, folder, dtype):
-        self.path = folder / train.CHECKPOINT
+        self.path = folder / CHECKPOINT
         options = Options(out=folder, dtype=dtype)
-        self.run = train.Run(options, data.load("digits"), torch.device("cpu"))
+        self.run = Run(options, data.load("digits"), torch.device("cpu"))
         for parameter in self.run.model.parameters():
             parameter.grad = torch.ones_like(parameter)
         self.run.optimizer.step()
@@ -504,7 +505,7 @@ WRONG = {
 def test_metadata_that_are_none_of_a_run_are_refused(made, wrong):
     tried = [at for at in places(made.metadata) if at]
     if wrong == "missing":  # an epoch, or what there was no choice of once
-        older = [("config", name) for name in train.UNCHOSEN]
+        older = [("config", name) for name in UNCHOSEN]
         tried = [at for at in tried if at not in older and at[:-1] != ("history",)]
     assert len(tried) > 20
     accepted = [at for at in tried if not made.refused(made.tensors, put(made.metadata, at, WRONG[wrong]))]
@@ -517,7 +518,7 @@ def test_metadata_with_more_are_refused(made):
     accepted = [at for at in records if not made.refused(made.tensors, put(made.metadata, (*at, "more"), 1))]
     assert accepted == []
     assert made.refused(made.tensors, made.metadata | {"history": []})
-    assert made.refused(made.tensors, made.metadata | {"history": made.metadata["history"] * train.MAX_EPOCHS})
+    assert made.refused(made.tensors, made.metadata | {"history": made.metadata["history"] * MAX_EPOCHS})
 
 
 def at_place(value, at):
@@ -582,7 +583,7 @@ def test_a_newer_format_is_refused_and_an_older_one_read(made):
     assert len(made.run.resume()) == 2
 
 
-@pytest.mark.parametrize("name", [train.CHECKPOINT, train.MODEL])
+@pytest.mark.parametrize("name", [CHECKPOINT, MODEL])
 def test_compress_refuses_models_that_are_none_of_the_trainer(made, name):
     path, other = made.path.parent / name, made.path.parent / "other.safetensors"
     made.path.write_bytes(checkpoint.content(made.tensors, made.metadata))

@@ -9,7 +9,7 @@ from bench import shared_bits as bench
 from bench.recorded import RECORDED
 from tritonshare import checkpoint, compress
 from tritonshare.cli import main as tritonshare
-from tritonshare.training import train
+from tritonshare.training.run import SHARED
 
 pytestmark = pytest.mark.reference
 SMALL = ("--epochs", "1", "--seeds", "1", "--bits", "2")
@@ -23,7 +23,7 @@ def test_rows_are_the_trainers(tmp_path, capsys):
     options = ("--epochs", "1", "--shared-bits", "2", "--device", "cpu")
     assert tritonshare(["train", "--out", str(run), *options]) == 0
     output = capsys.readouterr().out
-    tensors, metadata = checkpoint.read(run / train.SHARED, compress.files.MODEL)
+    tensors, metadata = checkpoint.read(run / SHARED, compress.files.MODEL)
     assert metadata["about"]["held_out_accuracy"] == shared["held_out_accuracy"]
     assert metadata["about"]["held_out_accuracy_dense"] == dense["held_out_accuracy"]
     assert f"{shared['held_out_accuracy_untuned']:.2%} shared, " in output

@@ -9,7 +9,7 @@ from bench import similarity_updates as bench
 from bench.recorded import RECORDED
 from tritonshare import checkpoint
 from tritonshare.cli import main as tritonshare
-from tritonshare.training import train
+from tritonshare.training.run import CHECKPOINT
 
 pytestmark = pytest.mark.reference
 SMALL = ("--epochs", "1", "--seeds", "1", "--optimizer", "sgd", "--updates", "row")
@@ -41,7 +41,7 @@ def test_runs_are_the_trainers(small, tmp_path):
     (run,) = document["runs"]
     options = ("--optimizer", "sgd", "--similarity", "row", "--epochs", "1", "--device", "cpu")
     assert tritonshare(["train", "--out", str(tmp_path / "out"), *options]) == 0
-    _, metadata = checkpoint.read(tmp_path / "out" / train.CHECKPOINT)
+    _, metadata = checkpoint.read(tmp_path / "out" / CHECKPOINT)
     assert run["config"] == metadata["config"]
     for curve in bench.CURVES:
         assert run[curve] == [epoch[curve] for epoch in metadata["history"]]

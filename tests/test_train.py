@@ -13,8 +13,20 @@ from safetensors.torch import load_file
 
 from tritonshare import __version__, checkpoint, compress, files, optim
 from tritonshare.cli import main
-from tritonshare.training import data, train
-from tritonshare.training.options import OPTIMIZERS, Options
+from tritonshare.training import data
+from tritonshare.training.options import OPTIMIZERS, OptionError, Options
+from tritonshare.training.run import (
+    CHECKPOINT,
+    CURVES,
+    MODEL,
+    SHARED,
+    SIZES,
+    Run,
+    TwoBlockCNN,
+    one_epoch,
+    step_size,
+    threads_for,
+)
 
 pytestmark = pytest.mark.reference
 EPOCHS = 4
@@ -41,11 +53,11 @@ def contents(folder):
 
 def same_bits(folder, other):
     """Whether two runs stand at the same weights and the same optimizer state."""
-    ours, theirs = (load_file(Path(f) / train.CHECKPOINT) for f in (folder, other))
+    ours, theirs = (load_file(Path(f) / CHECKPOINT) for f in (folder, other))
     assert {key.split(".")[0] for key in ours} == {"model", "optimizer"}
     assert ours.keys() == theirs.keys()
     equal = all(torch.equal(ours[key], theirs[key]) for key in ours)
-    return equal and (folder / train.MODEL).read_bytes() == (other / train.MODEL).read_bytes()
+    return equal and (folder / MODEL).read_bytes() == (other / MODEL).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +92,26 @@ def small_run(small, tmp_path_factory):
 
 
 def test_learns_digits(digits):
-    with safe_open(digits / train.CHECKPOINT, framework="pt") as file:
+    with safe_open(digits / CHECKPOINT, framework="pt") as file:
         assert list(file.metadata()) == [checkpoint.METADATA_KEY]
-    _, metadata = checkpoint.read(digits / train.CHECKPOINT)
+    _, metadata = checkpoint.read(digits / CHECKPOINT)
     history = metadata["history"]
     assert len(history) == EPOCHS
     assert history[-1]["held_out_accuracy"] >= 0.9
     assert history[-1]["loss"] < history[0]["loss"]
-    assert (digits / train.CURVES).read_bytes().startswith(b"\x89PNG")
-    assert sorted(contents(digits)) == sorted([train.CHECKPOINT, train.MODEL, train.CURVES])
+    assert (digits / CURVES).read_bytes().startswith(b"\x89PNG")
+    assert sorted(contents(digits)) == sorted([CHECKPOINT, MODEL, CURVES])
 
 
 def test_saved_model_gives_the_reported_accuracy(digits):
-    model = train.TwoBlockCNN(in_channels=1, image_size=8, num_classes=10)
-    model.load_state_dict(load_file(digits / train.MODEL))
+    model = TwoBlockCNN(in_channels=1, image_size=8, num_classes=10)
+    model.load_state_dict(load_file(digits / MODEL))
     images = data.load("digits")
     means, deviations = images.channel_statistics()
     inputs = (torch.tensor(images.held_out_images).float() - means[0]) / deviations[0]
     with torch.no_grad():
         right = model(inputs).argmax(1) == torch.tensor(images.held_out_labels)
-    reported = checkpoint.read(digits / train.CHECKPOINT)[1]["history"][-1]["held_out_accuracy"]
+    reported = checkpoint.read(digits / CHECKPOINT)[1]["history"][-1]["held_out_accuracy"]
     assert abs(right.double().mean().item() - reported) <= 1 / len(right)
 
 
@@ -116,7 +128,7 @@ def test_resumed_run_reaches_the_same_bits(digits, tmp_path, capsys):
 
 
 def test_resumed_run_reaches_the_same_bits_on_all_threads(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SHARED_PIXELS", 0)
+    monkeypatch.setattr("tritonshare.training.run.SHARED_PIXELS", 0)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert command(*small, "--epochs", 2, "--out", straight) == 0
     assert command(*small, "--epochs", 1, "--out", broken) == 0
@@ -126,9 +138,9 @@ def test_resumed_run_reaches_the_same_bits_on_all_threads(small, tmp_path, monke
 
 def test_small_batches_stay_on_one_thread():
     images, cpu, before = data.load("digits"), torch.device("cpu"), torch.get_num_threads()
-    with train.threads_for(Options(), images, cpu):
+    with threads_for(Options(), images, cpu):
         assert torch.get_num_threads() == 1
-    with train.threads_for(Options(batch_size=1024), images, cpu):
+    with threads_for(Options(batch_size=1024), images, cpu):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
 
@@ -136,8 +148,8 @@ def test_small_batches_stay_on_one_thread():
 def test_resuming_a_finished_run_changes_no_bit(small, small_run, tmp_path):
     before = contents(small_run)
     assert command(*small, "--epochs", 3, "--out", small_run, "--resume") == 0
-    assert {name: content for name, content in contents(small_run).items() if name != train.CURVES} == {
-        name: content for name, content in before.items() if name != train.CURVES
+    assert {name: content for name, content in contents(small_run).items() if name != CURVES} == {
+        name: content for name, content in before.items() if name != CURVES
     }
 
 
@@ -149,7 +161,7 @@ def test_half_precision_resumes_to_the_same_bits(tmp_path, dtype):
     assert command(*small, "--dtype", dtype, "--epochs", 1, "--out", broken) == 0
     assert command(*small, "--dtype", dtype, "--epochs", 2, "--out", broken, "--resume") == 0
     assert same_bits(straight, broken)
-    assert all(tensor.dtype == torch.float32 for tensor in load_file(straight / train.MODEL).values())
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(straight / MODEL).values())
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,7 @@ def test_every_optimizer_resumes_to_the_same_bits(small, small_run, tmp_path, ca
     assert command(*chosen, "--epochs", 1, "--out", broken) == 0
     assert command(*chosen, "--epochs", 3, "--out", broken, "--resume") == 0
     assert same_bits(straight, broken)
-    assert (straight / train.MODEL).read_bytes() != (small_run / train.MODEL).read_bytes()
+    assert (straight / MODEL).read_bytes() != (small_run / MODEL).read_bytes()
     choice = OPTIMIZERS[optimizer]
     assert f"\noptimizer          {choice}, lr {choice.lr:g}, similarity {similarity}\n" in capsys.readouterr().out
 
@@ -170,12 +182,12 @@ def test_every_optimizer_resumes_to_the_same_bits(small, small_run, tmp_path, ca
 def test_optimizers_are_ours_and_have_their_own_learning_rate():
     images, made = data.load("digits"), {}
     for name in OPTIMIZERS:
-        made[name] = train.Run(Options(optimizer=name, similarity="row"), images, torch.device("cpu")).optimizer
+        made[name] = Run(Options(optimizer=name, similarity="row"), images, torch.device("cpu")).optimizer
     assert {name: type(of) for name, of in made.items()} == {"adam": optim.Adam, "adamw": optim.AdamW, "sgd": optim.SGD}
     assert all(of.extras.similarity == "row" for of in made.values())
     assert [of.defaults["lr"] for of in made.values()] == [0.001, 0.001, 0.02]
     assert made["sgd"].defaults["momentum"] == 0.9
-    run = train.Run(Options(), images, torch.device("cpu"))
+    run = Run(Options(), images, torch.device("cpu"))
     assert type(run.optimizer) is optim.Adam
     assert run.optimizer.extras.similarity is None
 
@@ -190,10 +202,10 @@ def test_help_names_the_default_learning_rates(capsys):
 def test_checkpoint_of_torchs_adam_resumes_to_the_same_bits(small, small_run, tmp_path, capsys):
     """As checkpoints were written before there was a choice."""
     options = Options(data="cifar10", data_dir=small[3], batch_size=16, out=tmp_path)
-    run = train.Run(options, data.load("cifar10", small[3]), torch.device("cpu"))
+    run = Run(options, data.load("cifar10", small[3]), torch.device("cpu"))
     run.optimizer = torch.optim.Adam(run.model.parameters(), lr=0.001)  # pyright: ignore[reportAttributeAccessIssue]
     del run.config["optimizer"], run.config["similarity"]
-    run.save([train.one_epoch(run, 0, 1)])
+    run.save([one_epoch(run, 0, 1)])
     before = contents(tmp_path)
     assert command(*small, "--epochs", 3, "--out", tmp_path, "--resume", "--optimizer", "sgd") == 2
     assert "was made with --optimizer adam, not sgd" in one_sentence(capsys)
@@ -206,7 +218,7 @@ def test_checkpoint_of_torchs_adam_resumes_to_the_same_bits(small, small_run, tm
 @pytest.mark.parametrize("similarity", [None, "row"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_of_an_optimizer_survives_a_checkpoint(tmp_path, name, similarity):
-    choice, path, draws = OPTIMIZERS[name], tmp_path / train.CHECKPOINT, torch.Generator().manual_seed(0)
+    choice, path, draws = OPTIMIZERS[name], tmp_path / CHECKPOINT, torch.Generator().manual_seed(0)
     inputs = torch.randn(4, 6, 5, generator=draws)
 
     def made():
@@ -261,10 +273,10 @@ def test_killed_run_loses_at_most_one_epoch(small, small_run, tmp_path, monkeypa
         patch.setattr(os, "unlink", lambda path: None)  # a killed process tidies nothing
         with pytest.raises(Killed):
             command(*small, "--epochs", 3, "--out", out)
-    assert len(checkpoint.read(out / train.CHECKPOINT)[1]["history"]) == epochs_kept
+    assert len(checkpoint.read(out / CHECKPOINT)[1]["history"]) == epochs_kept
     assert command(*small, "--epochs", 3, "--out", out, "--resume") == 0
     assert same_bits(out, small_run)
-    assert sorted(contents(out)) == sorted([train.CHECKPOINT, train.MODEL, train.CURVES])
+    assert sorted(contents(out)) == sorted([CHECKPOINT, MODEL, CURVES])
 
 
 def test_run_killed_in_its_first_epoch_can_start_again(small, small_run, tmp_path, monkeypatch):
@@ -298,21 +310,21 @@ def test_shared_weights_are_fine_tuned_and_reported(small, shared, shared_run, t
     capsys.readouterr()
     assert command(*shared, "--out", out, "--resume") == 0
     output = capsys.readouterr().out
-    names = [train.CHECKPOINT, train.MODEL, train.CURVES, train.SHARED, train.SIZES]
+    names = [CHECKPOINT, MODEL, CURVES, SHARED, SIZES]
     assert sorted(contents(out)) == sorted(contents(shared_run)) == sorted(names)
     assert same_bits(out, shared_run)
-    assert (out / train.SHARED).read_bytes() == (shared_run / train.SHARED).read_bytes()
-    assert (out / train.SIZES).read_bytes().startswith(b"\x89PNG")
+    assert (out / SHARED).read_bytes() == (shared_run / SHARED).read_bytes()
+    assert (out / SIZES).read_bytes().startswith(b"\x89PNG")
 
-    dense, model = (train.TwoBlockCNN(in_channels=3, image_size=32, num_classes=10) for _ in range(2))
-    dense.load_state_dict(load_file(out / train.MODEL))
-    compress.load(out / train.SHARED, model)
+    dense, model = (TwoBlockCNN(in_channels=3, image_size=32, num_classes=10) for _ in range(2))
+    dense.load_state_dict(load_file(out / MODEL))
+    compress.load(out / SHARED, model)
     untuned, _ = compress.compress(dense, 2, codebooks=8)
     assert not torch.equal(untuned.block2.codes, model.block2.codes)
     assert not torch.equal(untuned.block2.codebook, model.block2.codebook)
     assert not torch.equal(untuned.head.bias, model.head.bias)
     images = data.load("cifar10", small[3])
-    run, accuracies = train.Run(Options(data="cifar10", data_dir=small[3]), images, torch.device("cpu")), []
+    run, accuracies = Run(Options(data="cifar10", data_dir=small[3]), images, torch.device("cpu")), []
     for run.model in (dense, untuned, model):
         accuracies.append(run.evaluate()[1])
         assert run.right().double().mean().item() == pytest.approx(accuracies[-1])
@@ -339,20 +351,20 @@ def test_run_killed_while_it_shares_ends_at_the_same_bits(shared, shared_run, tm
         patch.setattr(os, "replace", killing)
         with pytest.raises(Killed):
             command(*shared, "--out", out)
-    assert not (out / train.SHARED).exists()
+    assert not (out / SHARED).exists()
     assert command(*shared, "--out", out, "--resume") == 0
-    assert (out / train.SHARED).read_bytes() == (shared_run / train.SHARED).read_bytes()
+    assert (out / SHARED).read_bytes() == (shared_run / SHARED).read_bytes()
 
 
 def test_a_shared_model_is_not_left_behind(small, shared_run, capsys):
     before = contents(shared_run)
     assert command(*small, "--epochs", 2, "--out", shared_run, "--resume") == 2
-    assert f"holds {train.SHARED}, which would be left behind: give --shared-bits, too" in one_sentence(capsys)
+    assert f"holds {SHARED}, which would be left behind: give --shared-bits, too" in one_sentence(capsys)
     assert contents(shared_run) == before
 
 
 def test_interrupt_keeps_the_last_epoch(small, tmp_path, monkeypatch, capsys):
-    out, evaluate, calls = tmp_path / "out", train.Run.evaluate, []
+    out, evaluate, calls = tmp_path / "out", Run.evaluate, []
 
     def interrupted(self):
         calls.append(1)
@@ -360,10 +372,10 @@ def test_interrupt_keeps_the_last_epoch(small, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return evaluate(self)
 
-    monkeypatch.setattr(train.Run, "evaluate", interrupted)
+    monkeypatch.setattr(Run, "evaluate", interrupted)
     assert command(*small, "--epochs", 3, "--out", out) == 130
-    assert f"the last complete epoch is in {out / train.CHECKPOINT}" in one_sentence(capsys)
-    assert len(checkpoint.read(out / train.CHECKPOINT)[1]["history"]) == 1
+    assert f"the last complete epoch is in {out / CHECKPOINT}" in one_sentence(capsys)
+    assert len(checkpoint.read(out / CHECKPOINT)[1]["history"]) == 1
 
 
 def test_nan_loss_ends_the_run_and_writes_nothing(small, tmp_path, capsys):
@@ -376,14 +388,14 @@ def test_nan_loss_ends_the_run_and_writes_nothing(small, tmp_path, capsys):
 
 def test_nan_loss_keeps_the_last_epoch(small, small_run, monkeypatch, capsys):
     before = contents(small_run)
-    monkeypatch.setattr(train.Run, "step", lambda self, *batch: torch.tensor(float("nan")))
+    monkeypatch.setattr(Run, "step", lambda self, *batch: torch.tensor(float("nan")))
     assert command(*small, "--epochs", 5, "--out", small_run, "--resume") == 1
     assert "the loss became nan in epoch 4" in one_sentence(capsys)
     assert contents(small_run) == before
 
 
 def test_nan_after_the_last_step_is_seen(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train.Run, "evaluate", lambda self: (float("nan"), 0.1))
+    monkeypatch.setattr(Run, "evaluate", lambda self: (float("nan"), 0.1))
     assert command(*small, "--out", tmp_path / "out") == 1
     assert "the held-out loss became nan" in one_sentence(capsys)
     assert not contents(tmp_path / "out")
@@ -401,7 +413,7 @@ def test_full_disk_leaves_the_old_file(small, small_run, monkeypatch, capsys):
     assert contents(small_run) == before
 
 
-@pytest.mark.parametrize("found", [train.CHECKPOINT, train.MODEL, train.CURVES])
+@pytest.mark.parametrize("found", [CHECKPOINT, MODEL, CURVES])
 def test_existing_output_is_refused(tmp_path, capsys, found):
     (tmp_path / found).write_bytes(b"precious")
     assert command("--out", tmp_path) == 2
@@ -456,7 +468,7 @@ def flip_last_bit(content):
     ids=["cut short", "header cut short", "empty", "pickle", "bit flipped"],
 )
 def test_damaged_checkpoint_is_refused(small, small_run, tmp_path, capsys, damage, message):
-    (tmp_path / train.CHECKPOINT).write_bytes(damage((small_run / train.CHECKPOINT).read_bytes()))
+    (tmp_path / CHECKPOINT).write_bytes(damage((small_run / CHECKPOINT).read_bytes()))
     before = contents(tmp_path)
     assert command(*small, "--epochs", 4, "--out", tmp_path, "--resume") == 2
     assert message in one_sentence(capsys)
@@ -464,14 +476,14 @@ def test_damaged_checkpoint_is_refused(small, small_run, tmp_path, capsys, damag
 
 
 def test_exported_model_is_no_checkpoint(small, small_run, tmp_path, capsys):
-    (tmp_path / train.CHECKPOINT).write_bytes((small_run / train.MODEL).read_bytes())
+    (tmp_path / CHECKPOINT).write_bytes((small_run / MODEL).read_bytes())
     assert command(*small, "--out", tmp_path, "--resume") == 2
     assert "is not a checkpoint of tritonshare train" in one_sentence(capsys)
 
 
 def test_tensors_of_another_model_do_not_fit(small_run):
-    tensors, _ = checkpoint.read(small_run / train.CHECKPOINT)
-    model = train.TwoBlockCNN(in_channels=1, image_size=8, num_classes=10)
+    tensors, _ = checkpoint.read(small_run / CHECKPOINT)
+    model = TwoBlockCNN(in_channels=1, image_size=8, num_classes=10)
     with pytest.raises(checkpoint.CheckpointError, match="do not fit this model"):
         checkpoint.restore(small_run, tensors, model, torch.optim.Adam(model.parameters()))
 
@@ -539,13 +551,13 @@ def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
 
 
 def test_step_size_is_halved_every_20_epochs():
-    assert [train.step_size(0.001, epoch) for epoch in (0, 19, 20, 40)] == [0.001, 0.001, 0.0005, 0.00025]
+    assert [step_size(0.001, epoch) for epoch in (0, 19, 20, 40)] == [0.001, 0.001, 0.0005, 0.00025]
 
 
 def test_initial_weights_come_from_the_seed_and_leave_torchs_generator_alone():
     images, state = data.load("digits"), torch.get_rng_state()
     first, second, other = (
-        train.Run(Options(seed=seed), images, torch.device("cpu")).model.state_dict() for seed in (0, 0, 1)
+        Run(Options(seed=seed), images, torch.device("cpu")).model.state_dict() for seed in (0, 0, 1)
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
@@ -554,7 +566,7 @@ def test_initial_weights_come_from_the_seed_and_leave_torchs_generator_alone():
 
 @pytest.mark.parametrize("option", ["data", "dtype", "optimizer", "similarity"])
 def test_unknown_names_are_refused_without_the_command(option):
-    with pytest.raises(train.OptionError, match=f"--{option} must be one of .*, not other"):
+    with pytest.raises(OptionError, match=f"--{option} must be one of .*, not other"):
         replace(Options(), **{option: "other"})
 
 

@@ -218,6 +218,7 @@ def run_train(args: argparse.Namespace) -> int:
     from tritonshare.checkpoint import CheckpointError
     from tritonshare.training import train
     from tritonshare.training.data import DataError
+    from tritonshare.training.run import TrainingError
 
     folder = None
     try:
@@ -226,7 +227,7 @@ def run_train(args: argparse.Namespace) -> int:
         train.train(options)
     except (OptionError, DataError, CheckpointError) as error:
         return fail("train", 2, str(error))
-    except (train.TrainingError, torch.OutOfMemoryError, MemoryError) as error:
+    except (TrainingError, torch.OutOfMemoryError, MemoryError) as error:
         return fail("train", 1, f"{error or 'there is not enough memory'}{last_epoch(folder)}")
     except OSError as error:
         return fail("train", 1, f"{told(error)}{last_epoch(folder)}")
@@ -237,7 +238,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 def last_epoch(folder: Path | None) -> str:
     """Where the last complete epoch of a broken run lies, to end a sentence with."""
-    from tritonshare.training.train import CHECKPOINT
+    from tritonshare.training.run import CHECKPOINT
 
     if folder is None or not os.path.exists(folder / CHECKPOINT):  # Path.exists raises for some names
         return "; no epoch was complete, nothing was written"
@@ -283,12 +284,12 @@ def run_compress(args: argparse.Namespace) -> int:
         return fail("compress", 2, f"{', '.join(missing)} not installed: run pip install 'tritonshare[train]'")
     from tritonshare.check import ArgumentError
     from tritonshare.checkpoint import CheckpointError
-    from tritonshare.compress import command
+    from tritonshare.training import compress
     from tritonshare.training.data import DataError
 
     try:
-        command.main(args)
-    except (command.CommandError, ArgumentError, CheckpointError, DataError, OptionError) as error:
+        compress.main(args)
+    except (compress.CommandError, ArgumentError, CheckpointError, DataError, OptionError) as error:
         return fail("compress", 2, str(error).removeprefix("compress: "))
     return 0
 

@@ -72,8 +72,8 @@ class Case:
 
 # A law takes `run`, and a case's tensors and options. `run(tensors, grad=None, gradients=True, **options)` calls the op
 # and returns a list: all public outputs, then, with `gradients`, those of the tensors that are not None, for an output
-# gradient of `grad` everywhere (None: a fixed function of the place). A law returns pairs of tensors that must be equal,
-# or None, before it runs anything, where it does not apply.
+# gradient of `grad` everywhere (None: a fixed function of the place). A law returns pairs of tensors that must be
+# equal, or None, before it runs anything, where it does not apply.
 Law = Callable[[Callable[..., list[torch.Tensor]], Sequence[Any], Mapping[str, Any]], Any]
 
 

@@ -19,7 +19,7 @@ from tritonshare.nn import SharedConv2d, SharedLinear
 from tritonshare.training import report
 from tritonshare.training.options import SHARED_CODEBOOKS, SHARED_REASSIGNED, Options
 from tritonshare.training.report import Size
-from tritonshare.training.train import SHARED, SIZES, Run, one_epoch
+from tritonshare.training.run import SHARED, SIZES, Run, one_epoch
 
 EVERY = range(1, 9)  # numbers of bits, whose sizes are drawn
 

@@ -11,13 +11,16 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from .. import records
-from ..files import Busy, FileError, held, lock_of, replace, sentence
-from ..training.options import DEFAULT_EPOCHS, DTYPES
-from .files import MODEL, content
-from .report import Report
-from .share import compress
+from tritonshare import checkpoint, records
+from tritonshare.compress.files import MODEL, content
+from tritonshare.compress.report import Report
+from tritonshare.compress.share import compress
+from tritonshare.files import Busy, FileError, held, lock_of, replace, sentence
+from tritonshare.training import data, finetune, report
+from tritonshare.training.options import DEFAULT_EPOCHS, DTYPES, Options
+from tritonshare.training.run import Run, TwoBlockCNN, choose_device
 
 DEEPEST = 64  # names within each other
 SHARED_RANKS = {2: nn.Linear, 4: nn.Conv2d}  # of tensors called *.weight
@@ -54,8 +57,6 @@ class Known:
     """A model of `tritonshare train`, by the metadata of its file."""
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        from ..training.train import TwoBlockCNN
-
         self.path, self.metadata = path, metadata
         seen = metadata.get("config", metadata)
         if not isinstance(seen, dict) or not isinstance(seen.get("model", {}), dict):
@@ -73,10 +74,6 @@ class Known:
 
     def run(self, data_dir: Path | None, device: torch.device) -> Any:
         """A run of the trainer, to evaluate with; None where there are no images. Raises CommandError, DataError."""
-        from ..training import data
-        from ..training.options import Options
-        from ..training.train import Run
-
         if self.data == "cifar10" and data_dir is None:
             return None
         images = data.load(self.data, data_dir)
@@ -91,8 +88,6 @@ class Known:
 
 def main(args: argparse.Namespace) -> None:
     """Do what the command line says. Raises CommandError and what `compress`, `data.load` and writing raise."""
-    from ..training.train import choose_device
-
     if not args.out.name or args.out.suffix == ".png":
         raise CommandError(f"--out {args.out} is no name for the file: give one that ends with .safetensors")
     if not args.out.parent.is_dir():
@@ -112,10 +107,6 @@ def main(args: argparse.Namespace) -> None:
 
 def results(args: argparse.Namespace, picture: Path, device: torch.device) -> tuple[dict[Path, bytes], str]:
     """The files to write, and the text to print."""
-    from tqdm import tqdm
-
-    from ..training import finetune, report
-
     found, tensors = opened(args.checkpoint)
     run = found.run(args.data_dir, device) if found else None
 
@@ -166,8 +157,6 @@ def refuse(source: Path, out: Path, picture: Path, force: bool) -> None:
 
 def opened(path: Path) -> tuple[Known | None, dict[str, Tensor]]:
     """The model of `tritonshare train`, if the file has one, and the tensors. Raises CommandError, CheckpointError."""
-    from .. import checkpoint
-
     try:
         with checkpoint.opened(path) as file:
             metadata = file.metadata
