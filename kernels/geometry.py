@@ -189,6 +189,21 @@ class Shared(Record):
 
 
 @dataclass(frozen=True)
+class SharedLinear(Record):
+    """A linear layer of shared weights: how its reduction is cut, and how it multiplies."""
+
+    weight: Shared
+    each: int  # elements of the reduction in a split
+    dot_type: Any  # of operands, and `precision` of products: kernels/tile.py
+    precision: str
+
+    @cached_property
+    def splits(self) -> int:
+        """In how many parts the reduction is cut."""
+        return ceil_div(self.weight.count, self.each)
+
+
+@dataclass(frozen=True)
 class ConvActPool(Record):
     """Shared-weight convolution, activation and pooling of an [N, C, H, W] input to an [N, K, U, V] output."""
 

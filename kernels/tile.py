@@ -99,6 +99,14 @@ def dot(a, b, acc, DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr):
     return tl.dot(a, b, acc, input_precision="ieee" if PRECISION == "bf16" else PRECISION, out_dtype=tl.float32)
 
 
+@triton.jit
+def multiply(a, b, acc, how: tl.constexpr):
+    """dot, with the type of operands and the precision that a record has."""
+    dot_type: tl.constexpr = how.dot_type
+    precision: tl.constexpr = how.precision
+    return dot(a, b, acc, dot_type, precision)
+
+
 @triton.constexpr_function
 def stages_of(computed):
     """num_stages of a loop, for tl.range; None: as launched. One where the round's only product has a first operand

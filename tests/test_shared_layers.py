@@ -185,7 +185,7 @@ def test_a_reduction_in_splits(rows):
     case = Case("wide", (), ((rows, 1100), *packed(5, 1100, 3, 1), (5,)), {"bits": 3})
     tensors = gate.make_tensors(case, torch.float32)
     problem = SHARED_LINEAR.problem(tensors, (3,))
-    assert problem.splits == (2, 640)
+    assert (problem.layer.splits, problem.layer.each) == (2, 640)
     assert [str(c) for c in gate.check(SHARED_LINEAR, case, tensors) if not c.passed] == []
     x, *rest = gate.make_tensors(case, torch.float32, family="integers")
     y = functional.shared_linear(x, *rest, bits=3)

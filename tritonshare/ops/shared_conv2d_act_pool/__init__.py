@@ -1,5 +1,5 @@
 """shared_conv2d_act_pool: conv2d_act_pool from packed indices and codebooks. Device code: kernels/conv2d_act_pool.py,
-which decodes filters as it loads them, and kernels/codebook.py."""
+which decodes filters as it loads them, and kernels/shared_conv2d_act_pool.py."""
 
 from ... import products
 from ...op import Op

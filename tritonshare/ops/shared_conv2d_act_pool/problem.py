@@ -52,15 +52,13 @@ class SharedConvProblem(ConvProblem):
 
     @cached_property
     def _centroids_of_weight(self) -> launch.Launcher:
-        from ...kernels import codebook
+        from ...kernels.shared_conv2d_act_pool import centroids_of_weight
 
-        return launch.Launcher(codebook.centroids_of_weight, {"shared": self.geo.shared}, CENTROIDS, self.device)
+        return launch.Launcher(centroids_of_weight, {"shared": self.geo.shared}, CENTROIDS, self.device)
 
     @cached_property
     def _sum_centroids(self) -> launch.Launcher:
-        from ...kernels import codebook
-
-        return sum_centroids(codebook, self.geo.shared, self.device)
+        return sum_centroids(self.geo.shared, self.device)
 
     def allocate(self, x, codes, book, b, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         return super().allocate(x, codes, b, save=save)

@@ -1,4 +1,5 @@
-"""shared_linear: a linear layer that runs from packed indices and codebooks. Device code: kernels/codebook.py."""
+"""shared_linear: a linear layer that runs from packed indices and codebooks. Device code:
+kernels/shared_linear.py."""
 
 from ... import products
 from ...op import Op

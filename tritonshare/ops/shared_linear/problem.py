@@ -13,7 +13,7 @@ import torch
 from ... import choose, launch, products
 from ...declare import Cost
 from ...heuristic import STAGES, WARPS, Heuristic, power_of_two, with_other_sizes
-from ...kernels.geometry import Shared, ceil_div
+from ...kernels.geometry import Shared, SharedLinear, ceil_div
 from ...plan import Device, Plan
 
 SIZES = {
@@ -35,8 +35,10 @@ def aligned(codes: torch.Tensor) -> torch.Tensor:
     return codes if codes.data_ptr() % 4 == 0 else codes.clone()
 
 
-def sum_centroids(code: ModuleType, shared: Shared, device: torch.device) -> launch.Launcher:
-    return launch.Launcher(code.sum_centroids, {"WIDTH": shared.books * shared.ENTRIES}, SUM_CENTROIDS, device)
+def sum_centroids(shared: Shared, device: torch.device) -> launch.Launcher:
+    from ...kernels import codebook
+
+    return launch.Launcher(codebook.sum_centroids, {"WIDTH": shared.books * shared.ENTRIES}, SUM_CENTROIDS, device)
 
 
 def book_tiles(shared: Shared, sizes: Plan) -> int:
@@ -116,57 +118,49 @@ class LinearProblem(choose.Planned):
         return LinearHeuristic(self.shared, self.dtype.itemsize, ieee, self.facts)
 
     @cached_property
-    def splits(self) -> tuple[int, int]:
-        """In how many parts forward's reduction is cut, and the elements of each: about two programs a processor where
-        one block of the batch has them, of 512 elements or more. Plans and the batch have no say."""
+    def layer(self) -> SharedLinear:
+        """Forward's reduction is cut in splits: about two programs a processor where one block of the batch has them,
+        of 512 elements or more. Plans and the batch have no say."""
         tiles = ceil_div(self.shared.rows, 128)
         wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), self.shared.count // 512))
         each = ceil_div(ceil_div(self.shared.count, wanted), STEP) * STEP
-        return ceil_div(self.shared.count, each), each
+        return SharedLinear(self.shared, each, *launch.operands(self.dtype, self.precision).values())
 
     # Launchers.
 
     @cached_property
     def _code(self) -> ModuleType:
-        from ...kernels import codebook
+        from ...kernels import shared_linear
 
-        return codebook
+        return shared_linear
 
     def _launcher(self, name: str, **constants: Any) -> launch.Launcher:
         return launch.Launcher(getattr(self._code, name), constants, self.plans[name], self.device)
 
-    def _multiplying(self, name: str, **constants: Any) -> launch.Launcher:
-        constants |= launch.operands(self.dtype, self.precision)
-        return self._launcher(name, shared=self.shared, **constants)
-
-    def _forward_of(self, many: int) -> launch.Launcher:
-        splits, each = self.splits
-        return self._multiplying("forward", SPLITS=splits, EACH=each, MANY=many)
-
     @cached_property
     def _forward_few(self) -> launch.Launcher:
-        return self._forward_of(0)
+        return self._launcher("forward", layer=self.layer, MANY=0)
 
     @cached_property
     def _forward_many(self) -> launch.Launcher:
-        return self._forward_of(1)
+        return self._launcher("forward", layer=self.layer, MANY=1)
 
     @cached_property
     def _add_splits(self) -> launch.Launcher:
-        constants = {"K": self.shared.rows, "SPLITS": self.splits[0]}
+        constants = {"K": self.shared.rows, "SPLITS": self.layer.splits}
         return launch.Launcher(self._code.add_splits, constants, Plan.of(BLOCK=256, num_warps=2), self.device)
 
     @cached_property
     def _backward_input(self) -> launch.Launcher:
-        return self._multiplying("backward_input")
+        return self._launcher("backward_input", layer=self.layer)
 
     @cached_property
     def _backward_codebook(self) -> launch.Launcher:
-        return self._multiplying("backward_codebook")
+        return self._launcher("backward_codebook", layer=self.layer)
 
     @cached_property
     def _sum_centroids(self) -> launch.Launcher:
-        return sum_centroids(self._code, self.shared, self.device)
+        return sum_centroids(self.shared, self.device)
 
     @cached_property
     def _backward_bias(self) -> launch.Launcher:
@@ -191,7 +185,7 @@ class LinearProblem(choose.Planned):
             grid = ceil_div(self.shared.rows, tall) * ceil_div(n, sizes["BLOCK_MANY"])
             self._forward_many(grid, *given, y, n)
             return outs
-        splits = self.splits[0]
+        splits = self.layer.splits
         grid = ceil_div(self.shared.rows, sizes["BLOCK_K"]) * splits * ceil_div(n, sizes["BLOCK_M"])
         if splits == 1:
             self._forward_few(grid, *given, y, n)
