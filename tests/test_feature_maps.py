@@ -492,9 +492,9 @@ def test_the_four_steps_run_and_say_what_they_do(capsys):
     assert within > between + 0.3, "inputs of one feature map do not share more than others"
 
 
-def test_the_readme_shows_the_recorded_fits():
+def test_the_documentation_shows_the_recorded_fits():
     document = json.loads(bench.RECORDED.read_text())
-    assert bench.table(document) in (Path(__file__).parents[1] / "README.md").read_text()
+    assert bench.table(document) in (Path(__file__).parents[1] / "docs" / "similarities.md").read_text()
     for row in document["rows"]:
         assert min(row["FeatureMaps.fit"]["inertia"]) <= 1.01 * min(row["sklearn KMeans"]["inertia"])
 

@@ -1,4 +1,4 @@
-"""Size against accuracy: a small run of bench/shared_bits.py, and the README against the recorded runs."""
+"""Size against accuracy: a small run of bench/shared_bits.py, and the documentation against the recorded runs."""
 
 import json
 from pathlib import Path
@@ -39,10 +39,10 @@ def test_rows_are_the_trainers(tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_the_readme_shows_the_recorded_runs():
+def test_the_documentation_shows_the_recorded_runs():
     document = json.loads((RECORDED / f"{bench.NAME}.json").read_text())
     rows = {(row["seed"], row["bits"]) for row in document["rows"]}
     assert rows == {(seed, bits) for seed in document["seeds"] for bits in (None, *bench.BITS)}
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert bench.table(document) in readme
-    assert bench.class_table(document, 4) in readme
+    page = (Path(__file__).parents[1] / "docs" / "compression.md").read_text()
+    assert bench.table(document) in page
+    assert bench.class_table(document, 4) in page

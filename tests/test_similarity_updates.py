@@ -1,4 +1,4 @@
-"""The comparison of updates: a small run of bench/similarity_updates.py, and the README against the recorded runs."""
+"""The comparison of updates: a small run of bench/similarity_updates.py, and docs/updates.md against recorded runs."""
 
 import json
 from pathlib import Path
@@ -80,9 +80,9 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_readme_shows_the_recorded_runs():
+def test_the_documentation_shows_the_recorded_runs():
     document = json.loads((RECORDED / f"{bench.NAME}.json").read_text())
     runs = {(run["config"]["optimizer"], run["updates"], run["config"]["seed"]) for run in document["runs"]}
     assert runs == {(o, u, s) for o in bench.COMPARED for u in bench.UPDATES for s in range(5)}
     assert all(len(run[curve]) == document["epochs"] for run in document["runs"] for curve in bench.CURVES)
-    assert bench.table(document) in (Path(__file__).parents[1] / "README.md").read_text()
+    assert bench.table(document) in (Path(__file__).parents[1] / "docs" / "updates.md").read_text()
