@@ -7,18 +7,16 @@ Two kinds of files are read. Results are pytest-benchmark's JSON whose rows carr
 
 from __future__ import annotations
 
-import json
-import types
-import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 from tritonshare import files
 from tritonshare.measure.machine import Interval
+from tritonshare.records import choice, read_record
 
 # Their order is that of every report.
 DTYPES = ("bf16", "fp16", "tf32", "fp32")  # "tf32" and "fp32" are how products of float32 tensors are computed
@@ -33,7 +31,6 @@ MAX_BYTES = 16 * 2**20  # of a file: some 10,000 rows
 STATUSES = ("failed", "unavailable", "no time")
 OURS = "ours"  # variants of ours are "ours, ..."
 
-T = TypeVar("T")
 Key = tuple[str, ...]
 
 
@@ -54,20 +51,14 @@ class Subject:
 
     op: str
     case: str
-    dtype: str
-    layout: str
-    pass_: str
+    dtype: Annotated[str, choice(DTYPES)]
+    layout: Annotated[str, choice(LAYOUTS)]
+    pass_: Annotated[str, choice(PASSES)]
     provider: str
-
-    def __post_init__(self):
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("layout", self.layout, LAYOUTS)
-        _check_choice("pass", self.pass_, PASSES)
 
     @property
     def key(self) -> Key:
         return (self.op, self.case, self.dtype, self.layout, self.pass_, self.provider)
-
 
     def not_timed(self, status: str, why: str) -> NotTimed:
         return NotTimed(*self.key, status, why)
@@ -82,11 +73,8 @@ class StepSubject:
 
     model: str
     rule: str
-    dtype: str
+    dtype: Annotated[str, choice(DTYPES)]
     provider: str
-
-    def __post_init__(self):
-        _check_choice("dtype", self.dtype, DTYPES)
 
     @property
     def key(self) -> Key:
@@ -149,22 +137,14 @@ class StepRow(Measured, StepSubject):
 class NotTimed(Subject):
     """A measurement that was not taken, and why."""
 
-    status: str
+    status: Annotated[str, choice(STATUSES)]
     why: str
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_choice("status", self.status, STATUSES)
 
 
 @dataclass(frozen=True)
 class StepNotTimed(StepSubject):
-    status: str
+    status: Annotated[str, choice(STATUSES)]
     why: str
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_choice("status", self.status, STATUSES)
 
 
 @dataclass(frozen=True)
@@ -337,63 +317,21 @@ def load(paths: Iterable[Path]) -> Results:
     """
     runs, evidence = [], []
     for path in _files(paths):
-        data = _parse(path)
-        if isinstance(data, dict) and data.get("tool") == Evidence.tool:
-            evidence.append(read(Evidence, data, str(path)))
-        elif isinstance(data, dict) and isinstance(data.get("benchmarks"), list):
-            runs.append(_run(data, path))
-        else:
-            raise ResultsError(f"{path} holds neither results of the benchmarks nor offline evidence")
+        try:
+            data = files.read_json(path, MAX_BYTES)
+            if isinstance(data, dict) and data.get("tool") == Evidence.tool:
+                evidence.append(read_record(Evidence, data, "evidence"))
+            elif isinstance(data, dict) and isinstance(data.get("benchmarks"), list):
+                runs.append(_run(data, path))
+            else:
+                raise files.FileError("holds neither results of the benchmarks nor offline evidence")
+        except FileNotFoundError as error:
+            raise ResultsError(f"there is no {path}") from error
+        except files.FileError as error:
+            raise ResultsError(f"{path} {error}") from error
     runs.sort(key=lambda run: run.date)
     _check_together([(run, run.machine) for run in runs if run.machine])
     return Results(tuple(runs), tuple(evidence))
-
-
-def read(kind: type[T], data: Any, where: str) -> T:
-    """The dataclass `kind` from the JSON object `data`; `where` begins the sentence of an error."""
-    if not isinstance(data, dict):
-        raise ResultsError(f"{where} is not an object")
-    hints, values = typing.get_type_hints(kind), {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        name = field.name.rstrip("_")
-        if name in data:
-            values[field.name] = _value(hints[field.name], data[name], f"{where}: {name}")
-        elif field.default is MISSING:
-            raise ResultsError(f"{where}: {name} is missing")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ResultsError(f"{where}: {error}") from error
-
-
-KINDS = {
-    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", tuple: "a list",
-}  # fmt: skip
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    options = [option for option in options if option is not type(None)]
-    for option in options:
-        origin, inner = typing.get_origin(option) or option, typing.get_args(option)
-        if is_dataclass(option):
-            return read(typing.cast(type, option), value, where)
-        if origin is dict and isinstance(value, dict):
-            return {name: _value(inner[1], item, f"{where}.{name}") for name, item in value.items()}
-        if origin is tuple and isinstance(value, list):
-            return tuple(_value(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        accepted = (int, float) if option is float else object if option is Any else origin
-        if isinstance(value, accepted) and (option in (bool, Any) or not isinstance(value, bool)):
-            return value
-    expected = " or ".join(KINDS[typing.get_origin(option) or option] for option in options)
-    raise ResultsError(f"{where} is {json.dumps(value)[:80]}, not {expected}")
-
-
-def _check_choice(name: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} {value!r} is unknown; known are {', '.join(known)}")
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -410,59 +348,52 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
                 yield file
 
 
-def _parse(path: Path) -> Any:
-    try:
-        return files.read_json(path, MAX_BYTES)
-    except FileNotFoundError as error:
-        raise ResultsError(f"there is no {path}") from error
-    except files.FileError as error:
-        raise ResultsError(f"{path} {error}") from error
+CLOCKS = {row.clock: row for row in (DeviceRow, StepRow, HostRow)}
 
 
 def _run(data: dict[str, Any], path: Path) -> Run:
-    device, steps, host_times = [], [], {}
+    found: dict[type, list[Any]] = {row: [] for row in CLOCKS.values()}
+    host_times = {}
     for i, entry in enumerate(data["benchmarks"]):
-        where = f"{path}, row {i + 1}"
+        where = f"row {i + 1}"
         if not isinstance(entry, dict):
-            raise ResultsError(f"{where} is not an object")
+            raise files.FileError(f"has {where} that is no record")
         where += f" ({entry.get('name', 'unnamed')})"
         extra = entry.get("extra_info")
         clock = extra.get("clock") if isinstance(extra, dict) else None
-        if clock == DeviceRow.clock:
-            device.append(read(DeviceRow, extra, where))
-        elif clock == StepRow.clock:
-            steps.append(read(StepRow, extra, where))
-        elif clock == HostRow.clock:
-            host_times[read(HostRow, extra, where)] = read(Stats, entry.get("stats"), f"{where}, stats")
-        else:
-            raise ResultsError(f"{where} does not say which clock timed it: is this a plain file of pytest-benchmark?")
+        if clock not in CLOCKS:
+            raise files.FileError(f"has {where} without its clock: is this a plain file of pytest-benchmark?")
+        row = read_record(CLOCKS[clock], extra, where)
+        found[type(row)].append(row)
+        if isinstance(row, HostRow):
+            host_times[row] = read_record(Stats, entry.get("stats"), f"{where}, stats", others=True)
     not_timed = data.get("not_timed", [])
     if not isinstance(not_timed, list):
-        raise ResultsError(f"{path}: not_timed is not a list")
+        raise files.FileError("has not_timed that is no list")
     not_timed = [
-        read(StepNotTimed if isinstance(row, dict) and "model" in row else NotTimed, row, f"{path}, not_timed {i + 1}")
+        read_record(StepNotTimed if isinstance(row, dict) and "model" in row else NotTimed, row, f"not_timed {i + 1}")
         for i, row in enumerate(not_timed)
     ]
 
-    info, where = data.get("machine_info"), f"{path}, machine_info"
-    host, machine = read(Host, info, where), None
+    info, where = data.get("machine_info"), "machine_info"
+    host, machine = read_record(Host, info, where, others=True), None
     date, commit = data.get("datetime"), data.get("commit_info")
     revision = commit.get("id") if isinstance(commit, dict) else None
-    if device or steps or not_timed or "gpu" in typing.cast(dict, info):
-        machine = read(Machine, info, where)
+    device, steps = tuple(found[DeviceRow]), tuple(found[StepRow])
+    if device or steps or not_timed or "gpu" in info:
+        machine = read_record(Machine, info, where, others=True)
         date, revision = machine.date, machine.revision
         for row in device:
             if row.dtype not in machine.roofs:
-                raise ResultsError(f"{where}: roofs.{row.dtype} is missing")
-    measured = tuple(device), tuple(steps), tuple(not_timed)
-    return Run(path, _date(date, path), revision, host, machine, *measured, host_times)
+                raise files.FileError(f"has {where}, roofs without field {row.dtype!r}")
+    return Run(path, _date(date), revision, host, machine, device, steps, tuple(not_timed), host_times)
 
 
-def _date(text: Any, path: Path) -> datetime:
+def _date(text: Any) -> datetime:
     try:
         date = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know Z
     except (AttributeError, ValueError) as error:
-        raise ResultsError(f"{path}: the date {text!r} is not an ISO date") from error
+        raise files.FileError(f"has the date {text!r:.80}, which is not an ISO date") from error
     return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
 
 

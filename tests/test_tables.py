@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
 import pytest
 import torch
@@ -33,17 +34,22 @@ def good() -> tables.Table:
 # Files.
 
 
+def options(hint):
+    """What a field may be: a kind, or a record, and perhaps None."""
+    return get_args(hint)[1:] if get_origin(hint) is Annotated else get_args(hint) or (hint,)
+
+
 def breaks(cls, at=()):
     """(record, name, how, change) for all that can be wrong with a record: a field missing, unknown, or of no allowed
     value; and of the records within it."""
     yield at, "unknown", "there", lambda record: record.update(unknown=1)
     for name, field in records.schema(cls).items():
         yield at, name, "missing", lambda record, name=name: record.pop(name)
-        wrong = field.kind.wrong if field.kind else (1, [], "x", *(() if field.none else (None,)))
-        for value in wrong:
+        kind, *none = options(field.hint)
+        for value in kind.wrong if isinstance(kind, records.Kind) else (1, [], "x", *(() if none else (None,))):
             yield at, name, repr(value)[:30], lambda record, name=name, value=value: record.update({name: value})
-        if field.record is not None:
-            yield from breaks(field.record, (*at, name))
+        if isinstance(kind, type):
+            yield from breaks(kind, (*at, name))
 
 
 BREAKS = [

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from . import files
-from .records import Kind, read_record, text, whole
+from .records import Kind, choice, read_record, text, whole
 
 FORMAT = 1
 MAX_BYTES = 4 * 2**20
@@ -51,7 +51,7 @@ LINE = text(r"[ -~]{1,1000}", "one line of text", "", "a\nb", "x" * 1001)
 VERSION = text(r"\d+\.\d+[ -~]{0,60}", "a version, such as 3.6.0", "", "latest", "3")
 DATE = Kind("a date and time with its zone", _is_date, (None, 1, "", "yesterday", "2026-01-01T00:00:00"))
 TIME = Kind("a positive number of microseconds", _is_time, (None, True, "1", 0, -1.0, MAX_US * 2, float("nan")))
-MODE = text("inference|training", "'inference' or 'training'", "", "both")
+MODE = choice(("inference", "training"))
 SIZES = Kind("block sizes by name", _is_sizes, (None, [], {}, {"a b": 16}, {"BLOCK_M": -1}, {"BLOCK_M": True},
              {"BLOCK_M": 64.0}, {"BLOCK_M": 2**17}))  # fmt: skip
 
@@ -74,9 +74,9 @@ class Time:
     low: Annotated[float, TIME]
     high: Annotated[float, TIME]
 
-    @property
-    def fault(self) -> str:
-        return "" if self.low <= self.median <= self.high else "whose median is not between low and high"
+    def __post_init__(self) -> None:
+        if not self.low <= self.median <= self.high:
+            raise ValueError("its median is not between low and high")
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class CommandError(ValueError):
 
 
 SIZE = records.whole(1, 2**16)
-DATA = records.text("|".join(DEFAULT_EPOCHS), " or ".join(DEFAULT_EPOCHS), "mnist")
-DTYPE = records.text("|".join(DTYPES), " or ".join(DTYPES), "int8")
+DATA = records.choice(DEFAULT_EPOCHS)
+DTYPE = records.choice(DTYPES)
 
 
 @dataclass(frozen=True)
