@@ -27,11 +27,12 @@ from packaging.version import Version
 
 from bench.launches import NUMBERS, RecordedLaunch, numbers, pass_of, record_call
 from bench.roofs import H200
-from bench.rows import MAX_BYTES
+from bench.rows import load, record
 from bench.sass import Code, inspect
 from bench.selection import SelectionError, cases_and_steps
 from bench.steps import CLASSES, STEPS, Step
 from tritonshare import files, plan
+from tritonshare.cli import told
 from tritonshare.declare import Case
 from tritonshare.op import Op
 
@@ -109,9 +110,10 @@ def regressions(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
 
 @cache
 def _recorded(file: Path) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """Rows by key, in the order of the call: a kernel may be launched more than once, in variants of its own."""
+    """Rows by key, in the order of the call: a kernel may be launched more than once, in variants of its own. Raises
+    ResultsError where the file is damaged."""
     rows = {}
-    for row in files.read_json(file, MAX_BYTES)["rows"]:
+    for row in (record(row) for of in load([file]).evidence for row in of.rows):
         rows.setdefault(tuple(row[name] for name in KEY), []).append(row)
     return rows
 
@@ -169,10 +171,14 @@ def main(argv: list[str] | None = None) -> int:
         print(line(row), flush=True)
     print("\nfloor_us is MODELLED, not measured: the larger of the bytes' and the products' time at the rates of an")
     print(f"{H200.name} (bench/roofs.py). Counts are static: an instruction in a loop counts once.")
-    for path in (args.json, record_file() if args.record else None):
-        if path is not None:
+    paths = [path for path in (args.json, record_file() if args.record else None) if path is not None]
+    try:
+        for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.replace({path: document(rows).encode()})
+        files.replace({path: document(rows).encode() for path in paths})
+    except OSError as error:
+        print(f"bench.codegen: {told(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -24,7 +24,7 @@ def test_report(capsys):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "privateuseone", "\x1b", "x" * 5000])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "privateuseone", "meta", "\x1b", "x" * 5000])
 def test_a_device_that_is_not_there(capsys, device):
     assert main(["doctor", "--device", device]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -11,6 +11,7 @@ from tritonshare.kernels.tile import stages_of
 from bench import codegen
 from bench.hazards import hazards
 from bench.launches import numbers, record_call
+from bench.rows import ResultsError
 from bench.sass import inspect
 from tests.ops import cases
 from tritonshare import plan
@@ -66,6 +67,23 @@ def test_a_loss_against_the_record_is_told():
     for column, worse in (("spill", 4), ("matrix", 8), ("wide", 7), ("async", 0)):
         (sentence,) = codegen.regressions({**recorded, column: worse}, recorded)
         assert f"recorded were {recorded[column]}" in sentence
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"tool": "bench.codegen", "triton": "3", "torch": "2", "rows": [{}]}'])
+def test_a_damaged_record_is_one_sentence(tmp_path, monkeypatch, content):
+    record = tmp_path / "record.json"
+    record.write_text(content)
+    monkeypatch.setattr(codegen, "record_file", lambda: record)
+    with pytest.raises(ResultsError, match=f"^{record} (is not JSON|holds neither|has evidence)") as caught:
+        codegen.against_record(dict.fromkeys(codegen.KEY, "x"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert codegen.main(["--op", "SGD", "--json", str(tmp_path / "file" / "x.json")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bench.codegen: {tmp_path / 'file'}: ")
 
 
 def check_accesses(launch, code, told):

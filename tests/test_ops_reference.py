@@ -41,6 +41,36 @@ from tritonshare.plan import DEVICES, using
 pytestmark = pytest.mark.reference
 
 
+def like(value):
+    """Values that are equal, of other types."""
+    if isinstance(value, tuple):
+        return [(*value[:i], other, *value[i + 1 :]) for i, item in enumerate(value) for other in like(item)]
+    kinds = (bool, int, float) if value in (0, 1) else (int, float)
+    number = isinstance(value, (bool, int, float))
+    return [kind(value) for kind in kinds if number and type(value) is not kind and kind(value) == value]
+
+
+@pytest.mark.parametrize("op", ops())
+def test_options_that_are_equal_but_of_other_types_are_other_options(op, fresh_problems):
+    def told(raw):
+        try:
+            return op.problem_of(tensors, raw)
+        except (ArgumentError, ArgumentTypeError) as error:
+            return str(error)
+
+    for case in (case for case in op.cases if "tiny" in case.tags):
+        tensors, raw = case.empty(), gate.raw_options(op, case.options)
+        others = [(*raw[:i], other, *raw[i + 1 :]) for i, value in enumerate(raw) for other in like(value)]
+        expected = []
+        for other in others:
+            op._problems.clear()
+            expected.append(told(other))
+        told(raw)
+        assert [told(other) for other in others] == expected
+        if any(type(value) is int for value in raw):
+            assert any(isinstance(of, str) for of in expected), "no integer was ever a float"
+
+
 def arguments(op):
     case = case_of(op, "tiny")
     tensors = gate.make_tensors(case, torch.float32)

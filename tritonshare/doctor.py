@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     """Print the report; 0 if every self-check passed, 1 if one failed. Raises OptionError: the device is not there."""
     try:
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # nothing can be computed on a meta device
     except Exception as error:  # what it is depends on the kind of device
         raise OptionError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     for name, value in versions().items():

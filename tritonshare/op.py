@@ -12,6 +12,7 @@ wherever the kernels do not run (launch.path), the plain-torch reference is the 
 
 from __future__ import annotations
 
+import marshal
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -209,7 +210,8 @@ class Op:
         """The checked problem of these arguments, from the cache; None if the reference computes it."""
         try:
             x = tensors[0]
-            key = [raw, x.shape[1:], x.stride(), x.dtype, x.device, plan.override_key()]
+            # options that are equal but of other types (1, 1.0 and True) are other options: their bytes differ
+            key = [raw, marshal.dumps(raw, 2), x.shape[1:], x.stride(), x.dtype, x.device, plan.override_key()]
             for i, t in enumerate(tensors[1:], 1):
                 if t is None:
                     key.append(None)
@@ -225,7 +227,7 @@ class Op:
             found = self._problems.get(key, UNKNOWN)
             if found is not UNKNOWN:
                 return found
-        except (AttributeError, RuntimeError, TypeError):  # not tensors, not dense, or lists among the options
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # not tensors or dense; or options are, or lists
             key = None
         self.check(*tensors, *raw)
         problem = None
@@ -292,8 +294,8 @@ class Op:
 
 def _but_numbers(key: tuple[Any, ...], scalars: int) -> tuple[Any, ...]:
     """The key of a problem without its scalars' numbers."""
-    raw = key[0]
-    return ((*raw[:-scalars], *[n is None for n in raw[-scalars:]], "and numbers"), *key[1:])
+    raw = (*key[0][:-scalars], *[n is None for n in key[0][-scalars:]], "and numbers")
+    return (raw, marshal.dumps(raw, 2), *key[2:])
 
 
 def _wants_gradients(tensors: Sequence[torch.Tensor | None]) -> bool:
