@@ -1,7 +1,7 @@
-"""Which plans a problem is given: those of `using`, else measured ones, else the op's own.
+"""Which plans a problem is given: those of `using`, else measured plans, else the op's default plans.
 
-Measured plans come from tables (tables.py), which may change speed only: a row counts where its plan fits the problem
-and takes sums in the order of the default plan.
+Measured plans come from tables (tables.py), which may change speed only: a row is used only if its plan fits the
+problem and takes sums in the order of the default plan.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Source:
     problem: str = ""  # why the file, or a row of it, is not used
 
     def ignore(self, problem: str) -> None:
-        """Warn that the file, or a row of it, is not used: once, whatever more there is."""
+        """Warn that the file, or a row of it, is not used. Only the first reason is given."""
         if not self.problem:
             self.problem = problem
             warnings.warn(f"tritonshare: {self.path} {problem}: ignored", stacklevel=2)
@@ -66,7 +66,8 @@ def triton_minor() -> str:
 
 
 def unfit(heuristic: Heuristic, row: tables.PlanRow) -> str | None:
-    """Why a row's plan is none for this problem, as the rest of a sentence that begins with the file's name."""
+    """Why a row's plan cannot serve this problem, as the rest of a sentence that begins with the file's name; or
+    None."""
     plan = Plan.of_data(row.plan)
     if row.pass_ not in heuristic.plans or not heuristic.fits(row.pass_, plan):
         return f"has a plan that does not fit {row.op} {row.pass_} ({plan})"
@@ -76,7 +77,7 @@ def unfit(heuristic: Heuristic, row: tables.PlanRow) -> str | None:
 
 
 def _sources(problem: Problem) -> Sequence[Source]:
-    """The tables that count for a problem; the user's own do not where another device is studied."""
+    """The tables to look a problem up in. While `using` plans for another device, the user's table is left out."""
     both = sources(problem.facts.arch)
     return both[1:] if problem.override.device is not None else both
 
@@ -96,7 +97,7 @@ def _measured(problem: Problem, pass_: str) -> Chosen | None:
 
 
 def choose(problem: Problem) -> dict[str, Chosen]:
-    """A problem's plans by pass: of `using`, else of the user's table, the library's table, the heuristic."""
+    """A problem's plans by pass: from `using`, else the user's table, else the library's table, else the heuristic."""
     changes = dict(problem.override.plan)
     found = {}
     for pass_, default in problem.heuristic.plans.items():
@@ -113,10 +114,10 @@ def choose(problem: Problem) -> dict[str, Chosen]:
 
 
 def wins(problem: Problem, training: bool = True) -> bool | None:
-    """Whether this library was measured to be faster than torch on a problem, on this arch and with this Triton: True,
-    False, or None where it was not measured or the measurement does not decide.
+    """Whether this library was measured to be faster than torch on a problem, on this arch and with this Triton. None
+    where it was not measured, or where the two confidence intervals overlap.
 
-    training: with the gradients; else the output alone.
+    training: the times include the gradients; else they are those of the output alone.
     """
     for source in _sources(problem):
         of = (problem.op, "training" if training else "inference", problem.signature)
@@ -129,8 +130,8 @@ def wins(problem: Problem, training: bool = True) -> bool | None:
 
 
 class Planned:
-    """What problems have in common: the first tensor's device and dtype, how products are computed, and plans, chosen
-    when they are needed. Facts and overrides are read at once: they are part of a problem's key."""
+    """The base class of problems. It reads the first tensor's device and dtype, the device's facts and the override
+    at once, since they are part of a problem's key. Plans are chosen when they are first needed."""
 
     heuristic: Heuristic
 

@@ -1,9 +1,10 @@
-"""The numbers of a codebook: the optimum of one-dimensional k-means.
+"""The values of a codebook: an optimal solution of one-dimensional k-means.
 
 Clusters of sorted values are intervals, so the best ones are found by dynamic programming: with D[j] the least error of
-values 0 .. j in c clusters, that in c + 1 is min over i of D[i] + error(i .. j), whose best i grows with j. Where a
-codebook serves more than BINS distinct values, the ends of clusters are first looked for among those of BINS bins, and
-then moved by Lloyd's iteration over all values. All is in float64, on the CPU, and the same every time.
+values 0 .. j in c clusters, the least error in c + 1 clusters is the minimum over i of D[i] + error(i .. j), and the
+best i grows with j. Where a codebook serves more than BINS distinct values, the values are first put into BINS bins and
+the ends of clusters are chosen among those of bins; then Lloyd's iteration moves them over all values. Everything is
+computed in float64 on the CPU, and has the same result every time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch.nn.functional import pad
 
 BINS = 2048  # eight for each entry of the largest codebook
-PART = 2**15  # bins of several rows that are worked on at once: what the cache holds
+BINS_AT_ONCE = 2**15  # how many bins, of one or more rows, are worked on at once: what a cache holds
 ZERO_COST = 1e-3  # of the squared error: what it may cost at most that zeros stay zeros
 
 
@@ -25,10 +26,10 @@ def centroids(values: torch.Tensor, entries: int, iterations: int = 100) -> torc
     at most `iterations` steps of Lloyd's iteration. Where most values of a cluster are 0, as in pruned weights, its
     centroid is exactly 0, unless this adds more than a thousandth to the row's squared error.
 
-    Work: a sort of the values, and some 11 * BINS * entries steps for each row.
+    The work is a sort of the values, and about 11 * BINS * entries steps per row.
     """
     values = values.detach().cpu()
-    books = max(1, PART // min(values.shape[1], BINS))
+    books = max(1, BINS_AT_ONCE // min(values.shape[1], BINS))
     return torch.cat([_Rows(part).centroids(entries, iterations) for part in values.split(books)]).to(values.device)
 
 
@@ -43,7 +44,7 @@ class _Rows:
         self.scale = torch.from_numpy(np.ldexp(1.0, np.maximum(exponent - 1, -1000)))
         self.values = torch.from_numpy(ordered) / self.scale
         self.n = values.shape[1]
-        # sums begin at the median: those of values near it have no part of those far from it, which would cancel
+        # sums begin at the median, so that sums of values near it contain no far values, which would cancel
         self.centre = self.values[:, self.n // 2, None]
         moved = self.values - self.centre
         self.sums, self.squares = self._outward(moved), self._outward(moved.square())
@@ -59,13 +60,14 @@ class _Rows:
         return low, self.values.gather(-1, (bounds[:, 1:] - 1).clamp(min=0))
 
     def means(self, bounds: torch.Tensor) -> torch.Tensor:
-        """Of the intervals between bounds. That of equal values is their value: differences of sums are not exact."""
+        """The means of the intervals between bounds. The mean of equal values is set to their value, since differences
+        of sums are not exact."""
         low, high = self.ends(bounds)
         means = self.sums.gather(-1, bounds).diff(dim=-1) / bounds.diff(dim=-1).clamp(min=1) + self.centre
         return torch.minimum(torch.maximum(means, low), high)
 
     def errors(self, bounds: torch.Tensor) -> torch.Tensor:
-        """Squared errors of the intervals between bounds, about their means."""
+        """The squared errors of the intervals between bounds, about their means."""
         totals = self.sums.gather(-1, bounds).diff(dim=-1)
         squares = self.squares.gather(-1, bounds).diff(dim=-1)
         return (squares - totals.square() / bounds.diff(dim=-1).clamp(min=1)).clamp(min=0)
@@ -92,7 +94,7 @@ class _Rows:
         return bounds
 
     def _trimmed(self, bounds: torch.Tensor) -> torch.Tensor:
-        """Sorted, with no more empty bins at their ends than some row needs."""
+        """The bounds sorted, with no more empty bins at their ends than some row needs."""
         bounds = bounds.sort(dim=-1).values
         return bounds[:, : int((bounds < self.n).sum(-1).max()) + 1]
 
@@ -133,7 +135,8 @@ class _Rows:
 
 
 def _best_intervals(bounds: np.ndarray, sums: np.ndarray, squares: np.ndarray, clusters: int) -> np.ndarray:
-    """Which bounds [rows, bins + 1] are those of the clusters of the least squared error: [rows, clusters + 1].
+    """Of bounds [rows, bins + 1], the indices of those that give clusters the least squared error: [rows, clusters +
+    1].
 
     `sums` and `squares` are those of the values before each bound. There are more bins than clusters, and no cluster is
     left without a bin.

@@ -1,6 +1,6 @@
-"""What an op declares beside its kernels: named geometries, laws, costs, rivals, and the Problem that runs it.
+"""What an op declares beside its kernels: named cases, laws, costs, rivals, and the Problem that runs it.
 
-An op's declaration joins them in one `op.Op`.
+An op's package joins them in one `op.Op`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .plan import Chosen, Device, Override, Plan
 
 @dataclass(frozen=True)
 class Whole:
-    """A tensor of integers from 0 to `below` - 1, which has no gradient. counts: how often each is in it, from 0."""
+    """A tensor of integers from 0 to `below` - 1, which has no gradient. counts: how often each integer occurs, from 0
+    on; None for random integers."""
 
     shape: tuple[int, ...]
     below: int
@@ -27,13 +28,13 @@ class Whole:
     def drawn(self, generator: torch.Generator) -> torch.Tensor:
         if self.counts is None:
             return torch.randint(self.below, self.shape, generator=generator, dtype=self.dtype)
-        of_each = torch.repeat_interleave(torch.arange(len(self.counts), dtype=self.dtype), torch.tensor(self.counts))
-        return of_each[torch.randperm(len(of_each), generator=generator)].view(self.shape)
+        values = torch.repeat_interleave(torch.arange(len(self.counts), dtype=self.dtype), torch.tensor(self.counts))
+        return values[torch.randperm(len(values), generator=generator)].view(self.shape)
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """A tensor of one element, which has this value whatever the other tensors hold."""
+    """A tensor of one element with this value, whichever values the other tensors are filled with."""
 
     value: float
     shape: tuple[int, ...] = ()
@@ -41,17 +42,24 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Case:
-    """A named geometry of an op: `tensors` are shapes of floating-point tensors, Whole ones of integers, Scalar ones of
-    one element, or None for an absent optional one; `options` raw arguments.
+    """A named geometry of an op.
 
-    tags: "tiny" and "edge" cases are tested in the interpreter, "kinks" ones there on integers, which sit on each kink,
-        "infinities" ones on those; the first tiny one under torch's machinery, "laws" ones for the op's laws too, the
-        first "smooth" one (else the first tiny one) for gradients of gradients;
-        "layer" and "codegen" cases are compiled, "chips" ones for every chip; "layer" and "bench" cases are timed,
-        "both_layouts" ones contiguous too, and "data" ones without a gradient of the first tensor, as the first layer
-        of a network has it; "scalars" ones go under torch's machinery, too; all tensors of "batched" ones but scalars
-        have the batch as axis 0; "chooses" ones choose maxima of sums, which in 16 bits tie, or not, as they are
-        rounded: see gate.make_tensors.
+    tensors: for each tensor argument a shape (floating-point), a Whole (integers), a Scalar (one element), or None for
+        an optional tensor that is absent.
+    options: the other arguments, as a caller writes them.
+    tags: which tests and benchmarks take the case:
+        "tiny", "edge"   tested in the interpreter; the first tiny case also with autocast, compile, vmap and so on
+        "kinks"          tested on integers, which hit every kink of an activation
+        "infinities"     tested on infinities
+        "laws"           tested for the op's laws
+        "smooth"         the first one is tested for gradients of gradients (else the first tiny case is)
+        "scalars"        tested with autocast, compile, vmap and so on, like the first tiny case
+        "layer"          compiled and timed: a layer of a real network
+        "codegen"        compiled; "chips": for every chip
+        "bench"          timed; "both_layouts": contiguous tensors, too; "data": without a gradient of the first tensor,
+                         as in the first layer of a network
+        "batched"        the batch is axis 0 of all tensors but scalars
+        "chooses"        chooses maxima of sums, which in 16 bits may tie by rounding alone: see gate.make_tensors
     """
 
     name: str
@@ -66,8 +74,8 @@ class Case:
     def empty(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta") -> list[Any]:
         """The case's tensors without values."""
         kinds = [t.dtype if isinstance(t, Whole) else dtype for t in self.tensors]
-        of = zip(self.shapes, kinds, strict=True)
-        return [None if shape is None else torch.empty(shape, dtype=kind, device=device) for shape, kind in of]
+        pairs = zip(self.shapes, kinds, strict=True)
+        return [None if shape is None else torch.empty(shape, dtype=kind, device=device) for shape, kind in pairs]
 
 
 # A law takes `run`, and a case's tensors and options. `run(tensors, grad=None, gradients=True, **options)` calls the op
@@ -79,7 +87,7 @@ Law = Callable[[Callable[..., list[torch.Tensor]], Sequence[Any], Mapping[str, A
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pass must do at the least: bytes moved through device memory, and floating-point operations."""
+    """The least that a pass must do: bytes moved through device memory, and floating-point operations."""
 
     bytes: int
     flops: int
@@ -91,12 +99,12 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Rival:
-    """Another way to compute an op, to be timed beside it.
+    """Another implementation of an op, to be timed beside it.
 
-    build: canonical options -> a function of the op's tensors; raises Unavailable.
-    layout: the one that it likes best, "contiguous" or "channels_last"; None for that of the case.
+    build: makes a function of the op's tensors from the canonical options, or raises Unavailable.
+    layout: the memory layout that suits it best, "contiguous" or "channels_last"; None for the case's.
     trains: whether it has gradients.
-    patience: 0 runs at once, 1 compiles, 2 compiles and tunes, for minutes.
+    patience: 0 if it runs at once, 1 if it compiles first, 2 if it compiles and tunes, which takes minutes.
     """
 
     build: Callable[[tuple[Any, ...]], Callable[..., torch.Tensor]]
@@ -106,34 +114,37 @@ class Rival:
 
 
 class Problem(Protocol):
-    """An op with everything fixed but the batch, axis 0 of the first tensor: what a key stands for."""
+    """An op with everything fixed but the batch size, which is axis 0 of the first tensor. Op caches one for each
+    key."""
 
-    op: str  # its name
-    signature: str  # all that fixes it, as plan.signature writes it
-    override: Override  # that was in force when it was made
+    op: str  # the op's name
+    signature: str  # everything that fixes the problem, in one line: see plan.signature
+    override: Override  # what `using` asked for when the problem was made
     facts: Device
     heuristic: Heuristic
-    chosen: Mapping[str, Chosen]  # by pass, as choose.choose chooses
-    plans: Mapping[str, Plan]  # of those
-    passes: Mapping[str, tuple[int, ...]]  # those that kernels compute, and the tensors whose gradients are theirs
-    kept: tuple[bool, ...]  # which of forward's tensors the backward reads
+    chosen: Mapping[str, Chosen]  # by pass: the plans, and where they are from (choose.choose)
+    plans: Mapping[str, Plan]  # by pass: the plans alone
+    passes: Mapping[str, tuple[int, ...]]  # the passes that have kernels; whose gradients each computes
+    kept: tuple[bool, ...]  # for each tensor that `forward` returns, whether the backward reads it
 
     def allocate(self, *tensors: torch.Tensor | None, save: bool = True) -> tuple[torch.Tensor | None, ...]:
-        """The output and, where a backward may follow, what the forward saves; None for the rest. Also the fake."""
+        """Memory for the outputs and, with `save`, for what the forward saves; None for the rest. torch's fake tensors
+        come from here, too."""
         ...
 
     def forward(self, *tensors: torch.Tensor | None, save: bool = True) -> tuple[torch.Tensor | None, ...]:
-        """`allocate`'s tensors, computed."""
+        """Compute what `allocate` allocates."""
         ...
 
     def backward(
         self, grad: torch.Tensor, tensors: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor | None], needs
     ) -> list[torch.Tensor | None]:
-        """The gradients of the tensors that `needs` asks for. `outs` are `forward`'s, None where `kept` is False."""
+        """The gradients of those tensors that `needs` says. `outs` is what `forward` returned, with None where `kept`
+        is False."""
         ...
 
     def allocate_gradients(self, tensors: Sequence[torch.Tensor | None], needs) -> list[torch.Tensor | None]:
-        """`backward`'s tensors, not computed."""
+        """Memory for what `backward` returns."""
         ...
 
     def saved_bytes(self, batch: int) -> int:
@@ -141,21 +152,21 @@ class Problem(Protocol):
         ...
 
     def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:
-        """By pass, of those that compute the output and the gradients that `needs` asks for; where it asks for none,
-        nothing is saved."""
+        """The cost of each pass that computes the output or a gradient that `needs` asks for. If it asks for none, the
+        forward saves nothing."""
         ...
 
 
 def first_of(outs: Any) -> torch.Tensor:
-    """Of an op's public outputs the one that has a gradient."""
+    """The one of an op's public outputs that has a gradient."""
     return outs[0] if isinstance(outs, tuple) else outs
 
 
 def number_or_none(tensor: torch.Tensor | None, number: float | None, used: bool = True) -> float | None:
-    """A scalar in canonical form: None where it is a tensor, or not used."""
+    """A scalar option in canonical form: None if it is given as a tensor, or not used."""
     return None if number is None or tensor is not None or not used else float(number)
 
 
 def differentiable(tensors: Sequence[torch.Tensor | None]) -> list[bool]:
-    """Which of an op's tensors can have a gradient: those that are there and not of integers."""
+    """Which of an op's tensors can have a gradient: those that are present and not integers."""
     return [t is not None and t.is_floating_point() for t in tensors]

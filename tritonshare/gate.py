@@ -45,8 +45,9 @@ class Comparison:
 def compare(
     name: str, ours: torch.Tensor, truth: torch.Tensor, yardstick: torch.Tensor, *, tf32: bool = False
 ) -> Comparison:
-    """`ours` against the gate. Of an output, infinities and NaN must be truth's; where only the yardstick overflowed,
-    ours may. Of a gradient, places where truth is not finite are passed over: 0 * inf depends on what is skipped."""
+    """Hold `ours` against the gate. An output must have truth's infinities and NaN, but may overflow where the
+    yardstick alone did. In a gradient, elements whose truth is not finite are skipped: 0 * inf depends on what a kernel
+    skips."""
     if ours.shape != truth.shape:
         return Comparison(name, 0.0, 0.0, f"has shape {list(ours.shape)}, expected {list(truth.shape)}")
     eps = TF32_EPS if tf32 else torch.finfo(ours.dtype).eps
@@ -69,7 +70,8 @@ def compare(
 
 
 def call(op: Op, tensors: Tensors, options: Mapping[str, Any]) -> Any:
-    """The public function of `op` on the tensors of its schema, those of scalars under their options' names."""
+    """Call the public function of `op` with the tensors of its schema. Tensors of scalars go under their options'
+    names."""
     own = op.tensors - op.scalars
     names = (name.removesuffix("_tensor") for name in op.arguments[own : op.tensors])
     scalars = {name: t for name, t in zip(names, tensors[own:], strict=False) if t is not None}
@@ -85,15 +87,16 @@ def raw_options(op: Op, options: Mapping[str, Any]) -> list[Any]:
 def make_tensors(
     case: Case, dtype: torch.dtype, device: torch.device | str = "cpu", family: str = "random", seed: int = 0
 ) -> list[torch.Tensor | None]:
-    """A case's tensors, contiguous, the same on every device.
+    """Make a case's tensors: contiguous, and the same on every device.
 
     Families: "random" is normal; "integers" are small enough that every sum is exact in any order; "ties" are so few
     values that maxima tie and activations sit on their kinks; "near" are close to 1, so that their differences are
     small, and the first row of every matrix is the first tensor's; "tiny" are multiples of fp16's least number; "far"
     have distances beyond fp16's range; "apart" has the first tensor so far from the others that an rbf underflows in
     fp16, and large gradients, as a loss scale makes them; "nonfinite" has NaN and infinities in the first tensor;
-    "extreme" spreads the first tensor's magnitudes over many powers of two. Where a case `chooses`, "random" and "near"
-    are halves in 16 bits, of which sums are exact: torch, which rounds them before it chooses, chooses the same maxima.
+    "extreme" spreads the first tensor's magnitudes over many powers of two. For a case
+    with the tag "chooses", "random" and "near" are multiples of 1/2 in 16 bits, whose sums are exact, so that torch,
+    which rounds sums before it chooses, chooses the same maxima.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: list[torch.Tensor | None] = []
@@ -137,9 +140,9 @@ def make_tensors(
 
 
 def fill(t: torch.Tensor, generator: torch.Generator | None = None, *, exact: bool = False) -> torch.Tensor:
-    """Normal values in steps of 1/32, in place, for tensors too large to be made on the CPU. Sums of their products are
-    exact in fp32, so that of millions of maxima none is decided by how a sum was rounded. `exact`: in 16 bits, too, of
-    thousands of products: half of the values are 0, and the others 1 or -1."""
+    """Fill a tensor in place with normal values in steps of 1/32, where it is too large to be made on the CPU. Sums of
+    their products are exact in fp32, so that rounding decides none of millions of maxima. `exact`: half of the values
+    are 0 and the others 1 or -1, so that sums of thousands of products are exact in 16 bits, too."""
     if exact and t.element_size() == 2:
         return t.normal_(generator=generator).mul_(0.75).round_().clamp_(-1, 1)
     return t.normal_(generator=generator).mul_(32).round_().div_(32)
@@ -148,8 +151,8 @@ def fill(t: torch.Tensor, generator: torch.Generator | None = None, *, exact: bo
 def filled(
     case: Case, tensors: Tensors, generator: torch.Generator | None = None, *, exact: bool = True
 ) -> list[torch.Tensor | None]:
-    """A case's tensors with values, in place: `fill`'s, and integers of their range. `exact`: where the case chooses
-    maxima, so that torch chooses the same ones in 16 bits."""
+    """Fill a case's tensors in place: floating-point ones by `fill`, integers within their range. Where the case
+    chooses maxima, values are `exact`, so that torch chooses the same ones in 16 bits."""
     exact = exact and "chooses" in case.tags
     found: list[torch.Tensor | None] = []
     for t, declared in zip(tensors, case.tensors, strict=True):
@@ -163,7 +166,7 @@ def filled(
 
 
 def in_tf32(t: torch.Tensor) -> torch.Tensor:
-    """The numbers of an fp32 tensor, cut to TF32's ten bits, so that their products are exact."""
+    """An fp32 tensor with its numbers cut to the ten bits of TF32, so that their products are exact."""
     cut = t.detach().clone()  # a copy that has its strides, too
     cut.view(torch.int32).bitwise_and_(-(1 << 13))
     return cut
@@ -179,7 +182,7 @@ def make_gradient(output: torch.Tensor, family: str = "random", seed: int = 1) -
 
 
 def wanting_gradients(tensors: Tensors) -> list[torch.Tensor | None]:
-    """The same tensors as leaves, all of which want a gradient that can have one."""
+    """The same tensors as leaves; all that can have a gradient require it."""
     return [
         None if t is None else t.detach().requires_grad_(d)
         for t, d in zip(tensors, differentiable(tensors), strict=True)
@@ -202,10 +205,10 @@ def run(
 
 
 class Judge:
-    """Truth and torch's own error of one call, to hold results against.
+    """The truth of one call, and torch's own error: what results are compared with.
 
     truth_device: where fp64 is computed; the CPU unless the call is too large for it.
-    on_gpu: whether a GPU computes, which may take products of fp32 in TF32. None: as the tensors' device and path say.
+    on_gpu: whether a GPU computes, which may multiply fp32 in TF32. None: the tensors' device and path decide.
     """
 
     def __init__(
@@ -241,14 +244,14 @@ class Judge:
         self.truth = run(reference, exact, self.grad)
 
     def __call__(self, function: Callable[..., torch.Tensor], *, gradients: bool = True) -> list[Comparison]:
-        """`function`, on the call's tensors, through the gate: its output and every gradient."""
+        """Run `function` on the call's tensors, and put its output and every gradient through the gate."""
         return self.compare(run(function, self.tensors, self.grad if gradients else None))
 
     def compare(self, found: Mapping[str, torch.Tensor]) -> list[Comparison]:
-        """What `run` found, against the gate."""
+        """Put what `run` returned through the gate."""
         return [compare(name, t, self.truth[name], self.yardstick[name], tf32=self.tf32) for name, t in found.items()]
 
 
 def check(op: Op, case: Case, tensors: Tensors, family: str = "random") -> list[Comparison]:
-    """The public function of `op` on `tensors`, forward and every gradient, through the gate."""
+    """Put the public function of `op` on `tensors` through the gate: the output and every gradient."""
     return Judge(op, case, tensors, family)(lambda *args: call(op, args, case.options))

@@ -78,7 +78,7 @@ class Heuristic(ABC):
         yield from with_other_sizes(default)
         yield from with_other_stages_and_warps(default)
 
-    # What follows from it.
+    # What follows from these.
 
     def staged(self, pass_: str, variant: str = "", *, most: int = 4, programs: int = 2, **blocks: int) -> Plan:
         """A plan with as many stages, up to `most`, as leave room for this many programs on a multiprocessor."""

@@ -1,8 +1,9 @@
-"""Shared weights in memory: indices packed to `bits` bits each, and codebooks that a layer's weights are drawn from.
+"""Shared weights in memory: index tensors, packed to `bits` bits per index, and codebooks, the values that indices
+name.
 
 A row (an output channel) is a little-endian stream of bits: index i is bits i * bits .. (i + 1) * bits of it, where bit
-j is bit j % 8 of byte j // 8. Rows start at a byte, so a row of n indices takes ceil(n * bits / 8) bytes, and what is
-left of its last byte is zero.
+j is bit j % 8 of byte j // 8. Rows start at a byte, so a row of n indices takes ceil(n * bits / 8) bytes; unused bits
+of its last byte are zero.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def check_bits(op: str, bits: int) -> int:
 def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
     """Integers of 0 .. 2**bits - 1 along the last axis, [..., count] -> uint8 [..., ceil(count * bits / 8)].
 
-    Raises: ArgumentError for `bits` out of 1 .. 8; only the low `bits` bits of an index are taken.
+    Only the low `bits` bits of an index are taken. Raises: ArgumentError for `bits` out of 1 .. 8.
     """
     bits = check_bits("pack", bits)
     many, size = code_unit(bits)
@@ -56,7 +57,7 @@ def _unpacked(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     padded = torch.nn.functional.pad(codes, (0, units * size - codes.shape[-1])).view(*rows, units, size)
     word = padded[..., 0].to(_word_of(size))
     for byte in range(1, size):
-        # by its name: of distributed tensors torch 2.13 computes `<<` wrong
+        # by its name: torch 2.13 computes `<<` of distributed tensors wrong
         word = word | torch.bitwise_left_shift(padded[..., byte].to(word.dtype), 8 * byte)
     shifts = torch.arange(0, many * bits, bits, dtype=word.dtype, device=codes.device)
     # by its name: ONNX has no translation of `>>` by a tensor
@@ -67,10 +68,10 @@ def _unpacked(codes: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 def decode(codes: torch.Tensor, codebook: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The weights [rows, count] that packed codes [rows, bytes] name in codebook [codebooks, 2**bits].
 
-    Row r takes codebook r * codebooks // rows. Differentiable to the codebook; the gradient of a centroid is summed in
-    float32 at the least.
+    Row r takes codebook r * codebooks // rows. The codebook can have a gradient; that of a centroid is summed in at
+    least float32.
 
-    Raises: ArgumentError where the codes are not as many bytes as `count` weights are.
+    Raises: ArgumentError if the codes have another number of bytes than `count` weights take.
     """
     if codes.shape[1] != code_bytes(count, bits):
         expected = f"{count} weights of {bits} bits are {code_bytes(count, bits)}"
@@ -85,8 +86,8 @@ def decode(codes: torch.Tensor, codebook: torch.Tensor, bits: int, count: int) -
 
 
 def rows_of(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as rows, [outputs, weights of one], in the order of its packed indices: of filters (r, s, c), in which
-    the kernels sum."""
+    """A weight as rows, [outputs, weights of one output], in the order of its packed indices. The order within a filter
+    is (r, s, c), in which the kernels sum."""
     return (weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)).reshape(weight.shape[0], -1)
 
 
@@ -101,7 +102,7 @@ def weight_of(rows: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 def nearest_indices(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """For weights [rows, count], the nearest centroids of each row's codebook: int64 [rows, count].
 
-    Distances are compared in float64. Of centroids equally near the smaller wins, of equal ones the first.
+    Distances are compared in float64. Of two centroids equally near, the smaller wins; of equal centroids, the first.
     """
     books, entries = codebook.shape
     centroids, order = codebook.detach().double().sort(dim=-1, stable=True)

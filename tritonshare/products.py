@@ -1,23 +1,24 @@
-"""How products are computed: those of fp32 by torch's own switches, "tf32" or "ieee", and of half precision in fp32."""
+"""How products are computed. In fp32, torch's own switches say "tf32" or "ieee"; half precision is widened to fp32."""
 
 import torch
 
 
 def widened(t: torch.Tensor) -> torch.Tensor:
-    """In fp32 at the least, as the kernels compute: squares leave fp16's range, and sums bf16's digits."""
+    """The tensor in at least fp32, in which the kernels compute: squares leave fp16's range, and sums need more digits
+    than bf16 has."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def convolution() -> str:
-    """Of convolutions: torch.backends.cudnn.conv.fp32_precision / allow_tf32."""
+    """How convolutions multiply fp32: torch.backends.cudnn.conv.fp32_precision / allow_tf32."""
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 def matmul() -> str:
-    """Of matrix products: torch.backends.cuda.matmul.fp32_precision / allow_tf32."""
+    """How matrix products multiply fp32: torch.backends.cuda.matmul.fp32_precision / allow_tf32."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def none() -> str:
-    """Of an op without products."""
+    """For an op without products."""
     return "ieee"
