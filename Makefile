@@ -12,7 +12,7 @@ PYTEST := $(RUN) -m pytest -q -n auto --dist worksteal
 # a second Triton (and the NumPy that its interpreter works with), found before the one in .venv
 OLDEST := PYTHONPATH=$(CURDIR)/.triton36
 
-.PHONY: train test long lint reference stub codegen emulated interpreter bench mutants clean
+.PHONY: train test long lint reference stub codegen emulated interpreter bench op mutants clean
 
 train: .venv/ready
 	.venv/bin/tritonshare train --out $(OUT) $(ARGS)
@@ -43,6 +43,10 @@ interpreter: .venv/ready
 # every op beside its rivals on a GPU; anywhere, host microseconds per call with the device stubbed out
 bench: .venv/ready
 	$(RUN) -m pytest bench --benchmark-columns=median,iqr,min,rounds $(ARGS)
+
+# a new op, complete and green, to be changed into the one that is wanted: make op NAME=row_scale
+op: .venv/ready
+	$(RUN) -m tests.new_op $(NAME)
 
 # a sample of wrong kernels, which the tests must tell; others with: make mutants ARGS="segment_sum --each 20 --seed 1"
 mutants: .venv/ready

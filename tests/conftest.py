@@ -9,16 +9,21 @@
     dry          the tests of lane gpu without one: all is done, launches go into the recording driver, and of what the
                  kernels then leave nothing is asserted. Only by its name
 
-A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run. Two more
-markers say when it runs: what is `long`, `make test` leaves out and `make long` runs; what is marked `once` is not run
-again with the oldest Triton.
+A test names its lanes by markers. `--lane NAME` runs one lane; without it, all that this process can run. More markers
+say when it runs:
+
+    long             not in `make test`, but in `make long`
+    sampled(*names)  of a test's cases that agree in these parameters, or attributes of them, all but the first are long
+    once             not run again with the oldest Triton
 """
 
 import fcntl
 import os
 import time
 from itertools import cycle
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,7 +40,8 @@ def pytest_configure(config):
     for lane in LANES:
         config.addinivalue_line("markers", f"{lane}: runs in the {lane} lane")
     config.addinivalue_line("markers", "once: of command lines and files, or what other tests show of a Triton, too")
-    config.addinivalue_line("markers", "long: takes long, or repeats a test for one more case: not in `make test`")
+    config.addinivalue_line("markers", "long: not in `make test`")
+    config.addinivalue_line("markers", "sampled(*names): long, but for a case of each value of these parameters")
     lane, interpreted = config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1"
     if interpreted:  # a test that wants products of fp32 cut to TF32 says so; of convolutions torch's default does
         torch.backends.cudnn.allow_tf32 = False
@@ -52,6 +58,20 @@ def lanes_of(lane, interpreted):
     return set(LANES) - {"interpreter", "dry"} - (set() if torch.cuda.is_available() else {"gpu"})
 
 
+def all_but_samples_are_long(items):
+    seen = set()
+    for item in items:
+        if (sampled := item.get_closest_marker("sampled")) is None:
+            continue
+        parameters = SimpleNamespace(**item.callspec.params) if hasattr(item, "callspec") else None
+        names = [name for name in sampled.args if hasattr(parameters, name.split(".")[0])]
+        sample = (item.nodeid.partition("[")[0], *(repr(attrgetter(name)(parameters)) for name in names))
+        if sample in seen:
+            item.add_marker("long")
+        seen.add(sample)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
     wanted = lanes_of(config.getoption("--lane"), os.environ.get("TRITON_INTERPRET") == "1")
     kept, others = [], []
@@ -64,6 +84,7 @@ def pytest_collection_modifyitems(config, items):
             raise pytest.UsageError(f"{item.nodeid} names no lane")
         (kept if marks & wanted else others).append(item)
     config.hook.pytest_deselected(items=others)
+    all_but_samples_are_long(kept)
     # long ones last: should the time run out, one of each kind was run
     items[:] = sorted(kept, key=lambda item: item.get_closest_marker("long") is not None)
 

@@ -121,17 +121,6 @@ def per_sample(parameters):
     return [p for p in parameters if p.values[0].per_sample]
 
 
-def one_short(parameters):
-    """All but the first are long."""
-    rest = [pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.long]) for p in parameters[1:]]
-    return [*parameters[:1], *rest]
-
-
-def one_short_by_op(parameters):
-    """Of each op's parameters (op, ...) all but the first are long."""
-    return [p for op in OPS for p in one_short([p for p in parameters if p.values[0] is op])]
-
-
 def ops():
     return [pytest.param(op, id=op.name) for op in OPS]
 

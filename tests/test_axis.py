@@ -13,7 +13,7 @@ from tests.ops import cases
 from tritonshare import launch
 from tritonshare.plan import Plan
 
-pytestmark = pytest.mark.codegen
+pytestmark = [pytest.mark.codegen, pytest.mark.sampled("op.name", "kernel")]
 ARCH = "sm_90"
 
 

@@ -16,7 +16,7 @@ from bench.sass import inspect
 from tests.ops import cases
 from tritonshare import plan
 
-pytestmark = pytest.mark.codegen
+pytestmark = [pytest.mark.codegen, pytest.mark.sampled("op.name", "dtype", "arch")]
 
 
 def targets():

@@ -9,11 +9,11 @@ import torch
 from bench.emulator import emulated_gpu
 from bench.launches import NUMBERS, numbers
 from tests.guard import poisoned_allocations
-from tests.ops import assert_same_bits, cases, laws, one_short, one_short_by_op, pairs_of_law, results
+from tests.ops import assert_same_bits, cases, laws, pairs_of_law, results
 from tritonshare import gate, launch, plan
 from tritonshare.optim import verify
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.sampled("op.name")]
 
 ARCHES = (90, 80)
 
@@ -36,14 +36,12 @@ def on_gpu(arch, **options):
 
 def on_chips(parameters, names=tuple(NUMBERS), arches=ARCHES):
     """Parameters (op, case, numbers, arch)."""
-    return one_short_by_op(
-        [
-            pytest.param(*p.values, name, arch, id=f"{p.id}-{name}-sm_{arch}")
-            for arch in arches
-            for name in names
-            for p in parameters
-        ]
-    )
+    return [
+        pytest.param(*p.values, name, arch, id=f"{p.id}-{name}-sm_{arch}")
+        for arch in arches
+        for name in names
+        for p in parameters
+    ]
 
 
 def gated(op, case, name, family="random"):
@@ -59,6 +57,7 @@ def gated(op, case, name, family="random"):
         assert_same_bits((t, b) for t, b in zip(judge.tensors, before, strict=True) if t is not None)
 
 
+@pytest.mark.sampled("op.name", "name", "arch")
 @pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny", "edge")))
 def test_gate(op, case, name, arch):
     with on_gpu(arch):
@@ -88,15 +87,16 @@ def test_the_order_of_programs_does_not_matter(op, case, name, arch):
     assert_same_bits(zip(*found, strict=True))
 
 
-@pytest.mark.parametrize(("op", "case", "law"), one_short_by_op(laws()))
+@pytest.mark.parametrize(("op", "case", "law"), laws())
 def test_law(op, case, law):
     with on_gpu(90):
         assert_same_bits(pairs_of_law(op, case, law))
 
 
+@pytest.mark.sampled("arch", "dtype")
 @pytest.mark.parametrize("arch", ARCHES, ids="sm_{}".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rule", one_short([pytest.param(rule, id=rule) for rule in verify.RULES]))
+@pytest.mark.parametrize("rule", verify.RULES)
 def test_steps(rule, dtype, arch):
     with on_gpu(arch):
         comparisons = verify.check(rule, dtype, "cpu")

@@ -45,7 +45,7 @@ from tritonshare.declare import Scalar, Whole, differentiable, first_of
 from tritonshare.op import FUNCTIONS
 from tritonshare.ops.similarity_weight.reference import DISTANCES
 
-pytestmark = [pytest.mark.reference, pytest.mark.interpreter, pytest.mark.once]
+pytestmark = [pytest.mark.reference, pytest.mark.interpreter, pytest.mark.once, pytest.mark.sampled("op.name")]
 
 
 def compiled(op, case, **options):

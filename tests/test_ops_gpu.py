@@ -18,7 +18,6 @@ from tests.ops import (
     cases,
     moved,
     of_batch,
-    one_short_by_op,
     ops,
     per_sample,
     strided,
@@ -28,7 +27,7 @@ from tests.ops import (
 from tritonshare import gate
 from tritonshare.declare import differentiable
 
-pytestmark = [pytest.mark.gpu, pytest.mark.dry]
+pytestmark = [pytest.mark.gpu, pytest.mark.dry, pytest.mark.sampled("op.name")]
 
 GIB = 2**30
 
@@ -51,8 +50,8 @@ def layers():
     return found
 
 
-TINY = one_short_by_op(cases("tiny"))
-TINY_IN_NUMBERS = one_short_by_op(with_numbers(cases("tiny")))
+TINY = cases("tiny")
+TINY_IN_NUMBERS = with_numbers(cases("tiny"))
 
 
 def computed(op, case, tensors, grad):
@@ -81,7 +80,7 @@ def of_case(machine, op, case, dtype=torch.float16, family="random", seed=0):
 # What takes longest comes first.
 
 
-@pytest.mark.parametrize(("op", "case", "name", "channels_last"), one_short_by_op(layers()))
+@pytest.mark.parametrize(("op", "case", "name", "channels_last"), layers())
 def test_layer(machine, room, op, case, name, channels_last):
     """At its full size through the gate, and a hundred times with the same bits."""
     if machine.dry:
@@ -140,7 +139,7 @@ def test_offsets_beyond_2_31_elements(machine, room, op, case, layout):
 # The gate.
 
 
-@pytest.mark.parametrize(("op", "case", "name"), one_short_by_op(with_numbers(cases("tiny", "edge"))))
+@pytest.mark.parametrize(("op", "case", "name"), with_numbers(cases("tiny", "edge")))
 def test_gate(machine, op, case, name):
     """Every family of data, run twice; inputs are left as they were."""
     with numbers(name) as dtype:
@@ -200,7 +199,7 @@ def poisoned():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("op", "case"), one_short_by_op(cases("tiny", "edge")))
+@pytest.mark.parametrize(("op", "case"), cases("tiny", "edge"))
 def test_nothing_is_read_before_it_is_written(machine, op, case):
     tensors, grad = of_case(machine, op, case)
     expected = computed(op, case, tensors, grad)

@@ -32,7 +32,7 @@ from tests.sanitizer import Sanitizer
 from tritonshare import gate, plan
 from tritonshare.declare import differentiable
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.sampled("op.name")]
 
 SMALL_BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_C": 16, "BLOCK_RED": 16}
 # Tiny cases meet every family and dtype; edge cases the ones that other tests here do not already bring them (integers
@@ -64,6 +64,7 @@ def passes_the_gate(op, case, tensors, family="random"):
     assert_same_bits((t, b) for t, b in zip(tensors, before, strict=True) if t is not None)
 
 
+@pytest.mark.sampled("op.name", "dtype", "family")
 @pytest.mark.parametrize(("op", "case", "dtype", "family"), GATED)
 def test_gate(op, case, dtype, family):
     passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
@@ -137,6 +138,7 @@ def test_gate_on_drawn_geometries(op, rng):
 # Exact on integers: any order of programs, any layout, any batch around a sample.
 
 
+@pytest.mark.sampled("op.name", "case.name")
 @pytest.mark.parametrize(("op", "case"), exact(cases("tiny", "edge")))
 def test_integers_are_exact(op, case):
     tensors = gate.make_tensors(case, torch.float32, family="integers")

@@ -192,7 +192,7 @@ def test_integers_of_numpy_and_of_tensors_are_integers(op, integer):
 
 
 @pytest.mark.parametrize("op", ops())
-@pytest.mark.parametrize("wrong", [torch.nn.Parameter(torch.ones(40, 40)), "x" * 1000, [[1] * 1000], b"\n" * 1000])
+@pytest.mark.parametrize("wrong", [torch.nn.Parameter(torch.ones([2] * 9)), "x" * 1000, [[1] * 1000], b"\n" * 1000])
 def test_a_refusal_is_a_short_line_whatever_it_refuses(op, wrong):
     valid = arguments(op)
     for name in op.arguments:

@@ -13,7 +13,7 @@ from bench.steps import STATES, STEPS
 from tests.ops import OPS
 from tritonshare import plan
 
-pytestmark = pytest.mark.codegen
+pytestmark = [pytest.mark.codegen, pytest.mark.sampled("step.rule", "arch")]
 WIDEST = r"{}\S*\.128"
 
 

@@ -6,7 +6,7 @@ import torch
 
 from tests.on_gpu import passes as all_pass
 from tests.on_gpu import same_bits
-from tests.ops import DTYPES, one_short
+from tests.ops import DTYPES
 from tests.test_adaptive_update import SIMILARITIES as GIVEN
 from tests.test_adaptive_update import formula
 from tests.test_optim_exactness import MOMENTA, OPTIONS, RULES, SHAPES, SIMILARITIES, named, ours, torchs
@@ -15,7 +15,7 @@ from tritonshare.optim import codec
 from tritonshare.optim.verify import compare, tensors
 from tritonshare.optim.verify import trajectory as train
 
-pytestmark = [pytest.mark.gpu, pytest.mark.dry]
+pytestmark = [pytest.mark.gpu, pytest.mark.dry, pytest.mark.sampled("dtype")]
 LARGER = (*SHAPES, (300, 4500), (70_001,))
 
 
@@ -36,7 +36,7 @@ def judged(machine, make, theirs, initial, gradients, dtype):
     passes(machine, run, truth, yardstick)
 
 
-@pytest.mark.parametrize(("name", "options"), one_short(named(OPTIONS)))
+@pytest.mark.parametrize(("name", "options"), named(OPTIONS))
 def test_a_hundred_steps(machine, name, options):
     shapes, steps = ((), (5, 7), (0,), (1031,)), 2 if machine.dry else 100
     gradients = gradients_of(shapes, torch.float32, steps)
@@ -46,15 +46,15 @@ def test_a_hundred_steps(machine, name, options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("name", "options"), one_short(named(RULES)))
+@pytest.mark.parametrize(("name", "options"), named(RULES))
 def test_dtypes(machine, name, options, dtype):
     options = {**options, "eps": 1e-4} if "Adam" in name else options  # torch's fp16 has no 1e-8
     gradients = gradients_of(LARGER, dtype, 2 if machine.dry else 20)
     judged(machine, ours(name, options), torchs(name, options), tensors(LARGER, dtype), gradients, dtype)
 
 
-@pytest.mark.parametrize("similarity", one_short([pytest.param(s) for s in SIMILARITIES]))
-@pytest.mark.parametrize(("name", "options"), one_short(named(MOMENTA)))
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(("name", "options"), named(MOMENTA))
 def test_similarities(machine, name, options, similarity):
     make = ours(name, options, similarity=SIMILARITIES[similarity], max_norm=10.0)
     initial, gradients = tensors(LARGER, torch.float32), gradients_of(LARGER, torch.float32, 3)
@@ -80,7 +80,7 @@ def test_codes_are_those_of_plain_torch(machine, numel):
     same_bits(machine, found, {"codes": codes, "scales": scale[:used]})
 
 
-@pytest.mark.parametrize(("name", "options"), one_short(named(RULES)))
+@pytest.mark.parametrize(("name", "options"), named(RULES))
 def test_a_captured_step_is_a_step(machine, name, options):
     """Also with a learning rate that lives on the device and changes between replays."""
     results = []
@@ -124,7 +124,7 @@ def test_stochastic_rounding(machine):
         assert abs(share - 0.25) < 4 * (0.25 * 0.75 / p.numel()) ** 0.5
 
 
-@pytest.mark.parametrize(("name", "options"), one_short(named(RULES)))
+@pytest.mark.parametrize(("name", "options"), named(RULES))
 def test_a_gradient_scaler(machine, name, options):
     if machine.dry:
         pytest.skip("GradScaler looks at what kernels left")
@@ -153,7 +153,7 @@ def test_beyond_2_31_elements(machine, room):
     assert machine.dry or bool((p == 0.5).all())
 
 
-@pytest.mark.parametrize("similarity", one_short([pytest.param(s) for s in GIVEN]))
+@pytest.mark.parametrize("similarity", GIVEN)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_adaptive_update(machine, dtype, similarity):
     w, g = tensors([(300, 450)] * 2, dtype)

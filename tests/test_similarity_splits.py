@@ -15,7 +15,7 @@ from tritonshare.ops.similarity_reduce import SIMILARITY_REDUCE
 from tritonshare.ops.similarity_weight import SIMILARITY_WEIGHT
 from tritonshare.ops.similarity_weight import problem as sizes
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.sampled("op.name")]
 
 X, Y = (5, 7), (50, 7)
 SOFTMAX = {"reduce": "softmax_matmul", "temperature": 5.0}

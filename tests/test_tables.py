@@ -509,7 +509,7 @@ def test_no_two_canonical_calls_have_one_signature(op):
         options = op.canonical(tensors, *gate.raw_options(op, case.options))
         sizes = tuple(s[1:] if s and i in op.batched else s for i, s in enumerate(case.shapes))
         assert seen.setdefault(op.problem(tensors, options).signature, (sizes, options)) == (sizes, options)
-    assert len(seen) > 300
+    assert len(seen) > 100
 
 
 # Verdicts.
