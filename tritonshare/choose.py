@@ -45,8 +45,8 @@ USERS, SHIPPED = "the user's table", "the shipped table"
 def sources(arch: str) -> tuple[Source, Source]:
     """The user's table and the one that comes with the library, read once in a process."""
     empty = tables.Table(arch)
-    found = Source(USERS, tables.user_file(arch), empty), Source(SHIPPED, tables.shipped_file(arch), empty)
-    for source in found:
+    both = Source(USERS, tables.user_file(arch), empty), Source(SHIPPED, tables.shipped_file(arch), empty)
+    for source in both:
         try:
             if source.path is not None:
                 source.table = tables.read(source.path, arch, private=source.name == USERS)
@@ -54,7 +54,7 @@ def sources(arch: str) -> tuple[Source, Source]:
             pass
         except tables.TableError as error:
             source.ignore(str(error))
-    return found
+    return both
 
 
 @cache
@@ -99,18 +99,18 @@ def _measured(problem: Problem, pass_: str) -> Chosen | None:
 def choose(problem: Problem) -> dict[str, Chosen]:
     """A problem's plans by pass: from `using`, else the user's table, else the library's table, else the heuristic."""
     changes = dict(problem.override.plan)
-    found = {}
+    by_pass = {}
     for pass_, default in problem.heuristic.plans.items():
         pinned = changes.get(pass_)
         if pinned is None:
             chosen = _measured(problem, pass_) or Chosen(default, "the heuristic")
             changed = chosen.plan.changed(changes)
-            found[pass_] = chosen if changed == chosen.plan else Chosen(changed, "tritonshare.using")
+            by_pass[pass_] = chosen if changed == chosen.plan else Chosen(changed, "tritonshare.using")
         elif not problem.heuristic.fits(pass_, pinned):
             raise ArgumentError(f"using: plan[{pass_!r}] does not fit this call of {problem.op}: {pinned}")
         else:
-            found[pass_] = Chosen(pinned, "tritonshare.using")
-    return found
+            by_pass[pass_] = Chosen(pinned, "tritonshare.using")
+    return by_pass
 
 
 def wins(problem: Problem, training: bool = True) -> bool | None:

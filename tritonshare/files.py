@@ -113,13 +113,13 @@ def read_json(path: Path, most: int, *, private: bool = False) -> Any:
 def parse(content: str | bytes) -> Any:
     """The value of a JSON text, in which no object has a name twice and nothing is nested deeply. Raises FileError."""
     try:
-        found = json.loads(content, object_pairs_hook=_object)
-        level = [found]
+        value = json.loads(content, object_pairs_hook=_object)
+        level = [value]
         for _ in range(DEEPEST):
-            level = [of for value in level for of in _inside(value)]
+            level = [inner for outer in level for inner in _inside(outer)]
         if level:
             raise FileError(f"is JSON that is nested more than {DEEPEST} times")
-        return found
+        return value
     except (ValueError, RecursionError) as error:
         if isinstance(error, FileError):
             raise
@@ -131,12 +131,12 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    made = dict(pairs)
+    if len(made) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise FileError(f"is JSON with two values of {twice!r:.80}")
-    return found
+    return made
 
 
 # Writing.

@@ -316,8 +316,8 @@ def nearest(
         naming the argument and its axis, before anything is allocated.
     """
     tensors, numbers = apart(gamma, eps)
-    found = folded(NEAREST, x, features, *tensors, kind, plain(k), *numbers)
-    return Nearest(*found) if isinstance(found, tuple) else found  # a node of a torch.fx graph
+    result = folded(NEAREST, x, features, *tensors, kind, plain(k), *numbers)
+    return Nearest(*result) if isinstance(result, tuple) else result  # a node of a torch.fx graph
 
 
 def similarity_reduce(

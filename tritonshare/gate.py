@@ -72,10 +72,10 @@ def compare(
 def call(op: Op, tensors: Tensors, options: Mapping[str, Any]) -> Any:
     """Call the public function of `op` with the tensors of its schema. Tensors of scalars go under their options'
     names."""
-    own = op.tensors - op.scalars
-    names = (name.removesuffix("_tensor") for name in op.arguments[own : op.tensors])
-    scalars = {name: t for name, t in zip(names, tensors[own:], strict=False) if t is not None}
-    return getattr(functional, op.name)(*tensors[:own], **{**options, **scalars})
+    count = op.tensors - op.scalars
+    names = (name.removesuffix("_tensor") for name in op.arguments[count : op.tensors])
+    scalars = {name: t for name, t in zip(names, tensors[count:], strict=False) if t is not None}
+    return getattr(functional, op.name)(*tensors[:count], **{**options, **scalars})
 
 
 def raw_options(op: Op, options: Mapping[str, Any]) -> list[Any]:
@@ -154,15 +154,15 @@ def filled(
     """Fill a case's tensors in place: floating-point ones by `fill`, integers within their range. Where the case
     chooses maxima, values are `exact`, so that torch chooses the same ones in 16 bits."""
     exact = exact and "chooses" in case.tags
-    found: list[torch.Tensor | None] = []
+    made: list[torch.Tensor | None] = []
     for t, declared in zip(tensors, case.tensors, strict=True):
         if isinstance(declared, Scalar):
-            found.append(t.detach().fill_(declared.value))
+            made.append(t.detach().fill_(declared.value))
         elif isinstance(declared, Whole):
-            found.append(t.random_(0, declared.below, generator=generator))
+            made.append(t.random_(0, declared.below, generator=generator))
         else:
-            found.append(None if t is None else fill(t.detach(), generator, exact=exact))
-    return found
+            made.append(None if t is None else fill(t.detach(), generator, exact=exact))
+    return made
 
 
 def in_tf32(t: torch.Tensor) -> torch.Tensor:
@@ -247,9 +247,9 @@ class Judge:
         """Run `function` on the call's tensors, and put its output and every gradient through the gate."""
         return self.compare(run(function, self.tensors, self.grad if gradients else None))
 
-    def compare(self, found: Mapping[str, torch.Tensor]) -> list[Comparison]:
+    def compare(self, results: Mapping[str, torch.Tensor]) -> list[Comparison]:
         """Put what `run` returned through the gate."""
-        return [compare(name, t, self.truth[name], self.yardstick[name], tf32=self.tf32) for name, t in found.items()]
+        return [compare(name, t, self.truth[name], self.yardstick[name], tf32=self.tf32) for name, t in results.items()]
 
 
 def check(op: Op, case: Case, tensors: Tensors, family: str = "random") -> list[Comparison]:

@@ -96,7 +96,7 @@ class Wanted:
         if len(wanted) > 1:
             names = " and ".join(map(label, group.names))
             raise ArgumentError(f"compress: bits must be the same for {names}, which have one weight")
-        found, why = [], ""
+        smaller, why = [], ""
         for bits in range(1, LARGEST_BITS + 1) if self.every else wanted:
             try:
                 candidate = self._candidate(group.modules[0], bits, self._codebooks_of(group))
@@ -104,10 +104,10 @@ class Wanted:
                 why = why or str(error).split(": ", 1)[-1]
                 continue
             if candidate.bytes < weight_bytes(group):
-                found.append(candidate)
+                smaller.append(candidate)
             else:
                 why = why or f"{bits} bits would not make it smaller"
-        return found, "" if found else why
+        return smaller, "" if smaller else why
 
     def _codebooks_of(self, group: Group) -> int:
         channels = group.modules[0].weight.shape[0]
@@ -123,7 +123,7 @@ class Wanted:
 
 def for_bytes(candidates: Mapping[Group, list[Candidate]], target: int, rest: int) -> tuple[Choice, str]:
     """From the most bits down, the step that adds least cost for each byte needed, until all fits; then back up."""
-    choice = {group: found[-1] for group, found in candidates.items()}
+    choice = {group: options[-1] for group, options in candidates.items()}
 
     def excess() -> int:
         return rest + sum(candidate.bytes for candidate in choice.values()) - target
@@ -147,10 +147,10 @@ def for_bytes(candidates: Mapping[Group, list[Candidate]], target: int, rest: in
 def for_error(candidates: Mapping[Group, list[Candidate]], limit: float) -> tuple[Choice, str]:
     """The fewest bits whose weights are near enough, layer by layer."""
     choice = {}
-    for group, found in candidates.items():
-        fit = [candidate for candidate in found if candidate.error.relative <= limit]
+    for group, options in candidates.items():
+        fit = [candidate for candidate in options if candidate.error.relative <= limit]
         if not fit:
-            best = min(found, key=lambda candidate: candidate.error.relative)
+            best = min(options, key=lambda candidate: candidate.error.relative)
             raise ArgumentError(
                 f"compress: max_error is {limit:g}, but the weights of layer {group.label} have an error of "
                 f"{best.error.relative:.3g} even with {best.bits} bits"
@@ -163,7 +163,7 @@ def for_sample_error(
     candidates: Mapping[Group, list[Candidate]], limit: float, measured: Callable[[Choice], float]
 ) -> tuple[Choice, str]:
     """From the most bits down, the cheapest step first, as long as the outputs stay near enough."""
-    choice = {group: found[-1] for group, found in candidates.items()}
+    choice = {group: options[-1] for group, options in candidates.items()}
     error = measured(choice)
     if not error <= limit:
         raise ArgumentError(
@@ -189,11 +189,12 @@ def _cheapest(
     Bytes beyond `excess` count for nothing: a small layer's step is enough for a small rest.
     """
     steps = []
-    for group, found in candidates.items():
-        at = found.index(choice[group])
+    for group, options in candidates.items():
+        at = options.index(choice[group])
         if at and group not in done:
-            saved = found[at].bytes - found[at - 1].bytes
-            steps.append(((found[at - 1].cost - found[at].cost) / min(saved, excess or saved), group, found[at - 1]))
+            saved = options[at].bytes - options[at - 1].bytes
+            added = options[at - 1].cost - options[at].cost
+            steps.append((added / min(saved, excess or saved), group, options[at - 1]))
     return min(steps, key=lambda step: step[0])[1:] if steps else None
 
 
@@ -202,9 +203,8 @@ def _best_raise(
 ) -> tuple[Group, Candidate] | None:
     """The step to the next more bits that fits and takes off most cost for each byte; the first of equals."""
     steps = []
-    for group, found in candidates.items():
-        at = found.index(choice[group]) + 1
-        if at < len(found) and found[at].bytes - found[at - 1].bytes <= room and found[at].cost < found[at - 1].cost:
-            added = found[at].bytes - found[at - 1].bytes
-            steps.append(((found[at].cost - found[at - 1].cost) / added, group, found[at]))
+    for group, options in candidates.items():
+        before, after = (*options[options.index(choice[group]) :], None)[:2]
+        if after is not None and after.bytes - before.bytes <= room and after.cost < before.cost:
+            steps.append(((after.cost - before.cost) / (after.bytes - before.bytes), group, after))
     return min(steps, key=lambda step: step[0])[1:] if steps else None

@@ -102,7 +102,7 @@ def similar_filters(
     """
     _check(model, threshold, kind, tie)
     new = model if tie is None else copied("similar_filters", model)
-    groups, kept = groups_of(new)
+    groups, reasons = groups_of(new)
     finite("similar_filters", groups)
     skipped = matching("similar_filters", "skip", [name for group in groups for name in group.names], skip)
     if not groups:
@@ -110,7 +110,7 @@ def similar_filters(
     before, layers, by_name = layer_bytes(new), named_layers(new), {g.name: g for g in groups if g.name not in skipped}
     rows = []
     for name, module in layers.items():
-        row = Layer(name, type(module).__name__, None, None, before[name], before[name], kept.get(name, "skipped"))
+        row = Layer(name, type(module).__name__, None, None, before[name], before[name], reasons.get(name, "skipped"))
         if name in by_name:
             row = _tied(row, by_name[name], _threshold(threshold, kind), kind, tie)
         rows.append(row)
@@ -171,11 +171,11 @@ def _leaders(rows: Tensor, threshold: float, kind: str) -> Tensor:
     leaders: list[int] = []
     index = []
     for number, row in enumerate(near):
-        found = next((at for at, leader in enumerate(leaders) if row[leader]), None)
-        if found is None:
-            found = len(leaders)
+        group = next((at for at, leader in enumerate(leaders) if row[leader]), None)
+        if group is None:
+            group = len(leaders)
             leaders.append(number)
-        index.append(found)
+        index.append(group)
     return torch.tensor(index, dtype=torch.int32, device=rows.device)
 
 

@@ -96,25 +96,26 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def layer_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of every layer's tensors; a tensor that several layers have counts in the first."""
+    """Bytes of every layer's tensors, by the layer's name. A tensor that several layers share is counted in the
+    first."""
     seen: set[int] = set()
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name, module in _layers(model):
         fresh = {id(tensor): tensor for tensor in own_tensors(module) if id(tensor) not in seen}
         seen |= fresh.keys()
-        found[name] = sum(tensor.numel() * tensor.element_size() for tensor in fresh.values())
-    return found
+        sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in fresh.values())
+    return sizes
 
 
 def groups_of(model: nn.Module) -> tuple[list[Group], dict[str, str]]:
-    """Layers whose weights can be shared, by weight, and why each other layer is kept."""
+    """The groups of layers that have one weight each and can be shared, and why the other layers cannot, by name."""
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((name, module, key))
     groups: dict[int, Group] = {}
-    kept: dict[str, str] = {}
+    unshared: dict[str, str] = {}
     for name, module in named_layers(model).items():
         why = _unfit(module)
         if not why:
@@ -129,8 +130,8 @@ def groups_of(model: nn.Module) -> tuple[list[Group], dict[str, str]]:
                 group.names.append(name)
                 group.modules.append(module)
         if why:
-            kept[name] = why
-    return list(groups.values()), kept
+            unshared[name] = why
+    return list(groups.values()), unshared
 
 
 def _alike(module: nn.Module, other: nn.Module) -> bool:
@@ -185,14 +186,14 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
 def matching(op: str, argument: str, names: Iterable[str], patterns: Any) -> dict[str, str]:
     """The names that `patterns` match, each with its pattern: a name, or one with * and ?. Raises ArgumentError."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    names, found = list(names), {}
+    names, matched = list(names), {}
     for pattern in patterns:
         hits = [name for name in names if name == pattern] or [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
             named = f"{argument} names {pattern!r:.80}"
             raise ArgumentError(f"{op}: {named}, but no layer that could be shared is called that")
-        found |= {name: pattern for name in hits if name not in found}
-    return found
+        matched |= {name: pattern for name in hits if name not in matched}
+    return matched
 
 
 def modules_by_name(model: nn.Module, test: Callable[[nn.Module], Any]) -> dict[str, nn.Module]:

@@ -77,26 +77,26 @@ def compress(
     check_choice(bits, target_bytes, max_error)
     limited = target_bytes is not None or max_error is not None
     new = copied("compress", model)
-    groups, kept = groups_of(new)
+    groups, unshared = groups_of(new)
     finite("compress", groups)
     wanted = Wanted(groups, bits, codebooks, skip, limited, iterations, reassign_every)
     candidates: dict[Group, list[Candidate]] = {}
     for group in progress(groups):
-        found, why = wanted.candidates(group)
-        kept |= dict.fromkeys(group.names, why) if why else {}
-        candidates |= {group: found} if found else {}
+        options, why = wanted.candidates(group)
+        unshared |= dict.fromkeys(group.names, why) if why else {}
+        candidates |= {group: options} if options else {}
     if not candidates:
-        reasons = "; ".join(f"{label(name)}: {why}" for name, why in list(kept.items())[:3])
+        reasons = "; ".join(f"{label(name)}: {why}" for name, why in list(unshared.items())[:3])
         raise ArgumentError(f"compress: model has no layer to share ({reasons or 'it has no weights'})")
 
     before, layers = layer_bytes(new), named_layers(new)
     modes = modes_of(new)
-    choice, rule = {group: found[-1] for group, found in candidates.items()}, ""
+    choice, rule = {group: options[-1] for group, options in candidates.items()}, ""
     if sample is not None:
         set_modes({module: None if mode is None else False for module, mode in modes.items()})
     trial = None if sample is None else _Trial(new, sample)
     if trial and limited:
-        for group, candidate in progress([(group, one) for group, found in candidates.items() for one in found]):
+        for group, candidate in progress([(group, one) for group, options in candidates.items() for one in options]):
             candidate.cost = trial.error({group: candidate}).squared
     if target_bytes is not None:
         rest = sum(before.values()) - sum(map(weight_bytes, candidates))
@@ -122,7 +122,7 @@ def compress(
             chosen[name].bits if name in chosen else None,
             before[name],
             after[name],
-            smaller(before[name], after[name]) if name in chosen else kept.get(name, ""),
+            smaller(before[name], after[name]) if name in chosen else unshared.get(name, ""),
             chosen[name].error.relative if name in chosen else None,
             chosen[name].error.largest if name in chosen else None,
             output_error=of_outputs.get(old),

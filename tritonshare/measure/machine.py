@@ -96,15 +96,15 @@ class Machine:
         """A function that replays the calls, `times` over, without their host time. They must have run before."""
         graph = torch.cuda.CUDAGraph()
         self.synchronize()
-        kept = []  # what a call returns is memory that the replay writes
+        results = []  # what a call returns is memory that the replay writes
         with torch.cuda.graph(graph, stream=self._stream):
             for _ in range(times):
-                kept = [call() for call in calls]
+                results = [call() for call in calls]
 
         def replay() -> Any:
             with self.stream():
                 graph.replay()
-            return kept
+            return results
 
         return replay
 

@@ -105,8 +105,8 @@ class Trial:
         problem = subject.problem(self.defaults)
         self._saved = []
         for tensors, _ in subject.copies if pass_ != "forward" else ():
-            kept = zip(problem.forward(*tensors), problem.kept, strict=True)
-            self._saved.append([out if keep else None for out, keep in kept])
+            outs = zip(problem.forward(*tensors), problem.kept, strict=True)
+            self._saved.append([out if keep else None for out, keep in outs])
         with _poisoned():
             self._expected = self._calls(problem)[0]()
 
@@ -138,8 +138,8 @@ class Trial:
         except ArgumentError as error:
             raise Refused(f"cannot be launched ({error})") from error
         except RuntimeError as error:
-            told = f"{self.subject.layer.name} {self.pass_}, {candidate}: {type(error).__name__}: {error}"
-            raise TuneError(" ".join(told.split())) from error
+            message = f"{self.subject.layer.name} {self.pass_}, {candidate}: {type(error).__name__}: {error}"
+            raise TuneError(" ".join(message.split())) from error
         if not self.machine.dry:
             self._compare(plans, results, keeps_order)
         return calls

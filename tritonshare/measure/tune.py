@@ -168,7 +168,7 @@ class Tuner:
         try_all(heuristic.candidates(pass_))
         for best in _fastest(timed.values(), default)[:REFINED]:
             try_all(c for c in with_other_stages_and_warps(best.plan) if heuristic.fits(pass_, c))
-        told = f"{len(timed)} plans timed" + (f", {len(refused)} refused" if refused else "")
+        counts = f"{len(timed)} plans timed" + (f", {len(refused)} refused" if refused else "")
         if len(timed) == 1 and self.out_of_time():
             return None
         finalists = [timed[default], *_finalists(timed.values(), default)]
@@ -185,9 +185,9 @@ class Tuner:
             candidates=len(timed),
             provenance=self._provenance(subject),
         )
-        kept = "the default plan stays" if winner is timed[default] else str(winner.plan)
+        outcome = "the default plan stays" if winner is timed[default] else str(winner.plan)
         gain = f"{row.default_us.median:.2f} -> {row.us.median:.2f} us"
-        self.say(f"{subject.layer.name} {pass_}: {gain}, {kept} ({told})")
+        self.say(f"{subject.layer.name} {pass_}: {gain}, {outcome} ({counts})")
         for reason in refused:
             self.say(f"    refused: {reason}")
         for other in finalists:
@@ -207,8 +207,8 @@ class Tuner:
         """Samples of each replay, of which one takes about `seconds`."""
         samples: list[list[float]] = [[] for _ in replays]
         for _ in range(1 if self.machine.dry else TURNS):
-            for replay, one, found in zip(replays, seconds, samples, strict=True):
-                found += self.machine.time(replay, min(max(3, round(TURN_SECONDS / one)), 50))
+            for replay, one, series in zip(replays, seconds, samples, strict=True):
+                series += self.machine.time(replay, min(max(3, round(TURN_SECONDS / one)), 50))
         return samples
 
     # The whole op, beside torch.
@@ -225,12 +225,12 @@ class Tuner:
         seconds = [Interval.of(self.machine.time(replay, 3)).median for replay in replays]
         scale = 1 / len(subject.copies)
         samples = self._in_turns(replays, seconds)
-        found = {name: Interval.of(s).scaled(scale) for name, s in zip(calls, samples, strict=True)}
-        ours = found.pop("ours")
-        rival = min(found, key=lambda name: found[name].median)
+        times = {name: Interval.of(s).scaled(scale) for name, s in zip(calls, samples, strict=True)}
+        ours = times.pop("ours")
+        rival = min(times, key=lambda name: times[name].median)
         self.say(
-            f"{layer.name} {mode}: {1e6 * ours.median:.2f} us, {rival} {1e6 * found[rival].median:.2f} us: "
-            f"{found[rival].median / ours.median:.2f}x"
+            f"{layer.name} {mode}: {1e6 * ours.median:.2f} us, {rival} {1e6 * times[rival].median:.2f} us: "
+            f"{times[rival].median / ours.median:.2f}x"
         )
         return tables.VerdictRow(
             op=op.name,
@@ -238,7 +238,7 @@ class Tuner:
             problem=subject.problem({}).signature,
             us=_microseconds(ours),
             rival=rival,
-            rival_us=_microseconds(found[rival]),
+            rival_us=_microseconds(times[rival]),
             provenance=self._provenance(subject),
         )
 
@@ -300,16 +300,16 @@ def _plain_torch(device: torch.device) -> Iterator[None]:
 
 def layers_of(explanations: Iterable[Explanation]) -> list[Layer]:
     """The calls that took kernels, each problem once: that with the largest batch."""
-    found: dict[tuple[str, str], Layer] = {}
+    layers: dict[tuple[str, str], Layer] = {}
     for note in explanations:
         if note.problem is None:
             continue
         name = f"{note.op} {' '.join('x'.join(map(str, t.shape)) for t in note.tensors[:2] if t is not None)}"
         layer = Layer(name, REGISTRY[note.op], note.tensors, note.options)
         key = (note.op, note.problem.signature)
-        if layer.batch and (key not in found or layer.batch > found[key].batch):
-            found[key] = layer
-    return list(found.values())
+        if layer.batch and (key not in layers or layer.batch > layers[key].batch):
+            layers[key] = layer
+    return list(layers.values())
 
 
 def tune_model(

@@ -167,8 +167,8 @@ class FeatureMaps(torch.nn.Module):
             features = (self.features if past is None else past).to(x.dtype)
             if moving:
                 features = features.clone()  # the update writes them before the backward
-            found = nearest(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps)
-            indices, values = found.indices[:, 0], found.values[:, 0]
+            best = nearest(x, features, kind=self.kind, gamma=self.gamma, eps=self.eps)
+            indices, values = best.indices[:, 0], best.values[:, 0]
             if self.assign == "soft":
                 output = self._mixture(x, features, features)
             else:
@@ -291,8 +291,8 @@ class FeatureMaps(torch.nn.Module):
             rows = fullest + moved * (0.01 * fullest.norm() / math.sqrt(self.dim))
         else:
             distances = values if self.kind in DISSIMILARITIES else -values
-            rows, found = self._farthest(x, distances, self.num_features)
-            seeded = seeded & found
+            rows, valid = self._farthest(x, distances, self.num_features)
+            seeded = seeded & valid
         rows = torch.where(seeded[:, None], rows.to(self.features.dtype), self.features[order])
         self.features[order] = rows
         self.counts[order] = torch.where(seeded, 1, self.counts[order])
@@ -367,9 +367,9 @@ class FeatureMaps(torch.nn.Module):
                 features = (self.features.double() - centre).to(x)
             else:
                 features = self._plus_plus(x, torch.Generator().manual_seed(seed + restart))
-            found = self._iterate(x, features.clone(), iterations, moves)
-            if best is None or found[0].inertia < best[0].inertia:
-                best = found
+            clustering = self._iterate(x, features.clone(), iterations, moves)
+            if best is None or clustering[0].inertia < best[0].inertia:
+                best = clustering
         result, features, numbers = best
         features = features.double() + centre
         self.features.copy_(features)
@@ -436,8 +436,8 @@ class FeatureMaps(torch.nn.Module):
                 inertia = float(self._over_processes(apart.double().sum()))
                 if inertia < seeded:  # it helped, or none was seeded yet
                     seeded = inertia
-                    rows, found = self._farthest(x, torch.where(apart > 0, apart, -math.inf), len(empty))
-                    new[empty[found]] = rows[found]
+                    rows, valid = self._farthest(x, torch.where(apart > 0, apart, -math.inf), len(empty))
+                    new[empty[valid]] = rows[valid]
             moved = float((new.double() - features.double()).square().sum())
             features, done = new, done + 1
             converged = moved <= moves
@@ -478,10 +478,10 @@ class FeatureMaps(torch.nn.Module):
         """Statistics keep their precision where the module takes a shorter dtype."""
         before = {name: self._buffers[name] for name in STATISTICS if name in self._buffers}
         super()._apply(fn, recurse)
-        for name, kept in before.items():
+        for name, buffer in before.items():
             after = self._buffers[name]
-            if after.dtype.itemsize < kept.dtype.itemsize:
-                self._buffers[name] = kept.to(after.device)
+            if after.dtype.itemsize < buffer.dtype.itemsize:
+                self._buffers[name] = buffer.to(after.device)
         return self
 
     def extra_repr(self) -> str:

@@ -57,14 +57,14 @@ class Forwards:
         """
         if torch._C._current_graph_task_id() == -1 or not self._kept:
             return None
-        found = [forward for forward in self._kept if forward.shape == x.shape]
-        if len(found) > 1:
+        matches = [forward for forward in self._kept if forward.shape == x.shape]
+        if len(matches) > 1:
             sums = _sums(x)
-            found = [forward for forward in found if torch.equal(forward.sums, sums)]
-        if not found:
+            matches = [forward for forward in matches if torch.equal(forward.sums, sums)]
+        if not matches:
             raise ArgumentError(f"{of}: a checkpoint computes a forward again that was not among the last {MOST}")
-        found[-1].again = True
-        return found[-1].state
+        matches[-1].again = True
+        return matches[-1].state
 
 
 class _Forward:

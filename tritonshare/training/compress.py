@@ -58,12 +58,12 @@ class Known:
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         self.path, self.metadata = path, metadata
-        seen = metadata.get("config", metadata)
-        if not isinstance(seen, dict) or not isinstance(seen.get("model", {}), dict):
+        config = metadata.get("config", metadata)
+        if not isinstance(config, dict) or not isinstance(config.get("model", {}), dict):
             raise FileError("has a config that is no record")
-        told = {"dtype": "float32"} | seen | seen.get("model", {})
-        told = {key: told[key] for key in records.schema(Config) if key in told}
-        known: Config = records.read_record(Config, told, "config")
+        fields = {"dtype": "float32"} | config | config.get("model", {})
+        fields = {key: fields[key] for key in records.schema(Config) if key in fields}
+        known: Config = records.read_record(Config, fields, "config")
         self.data, self.dtype = known.data, known.dtype
         self.config = {key: getattr(known, key) for key in ("in_channels", "image_size", "num_classes")}
         with torch.device("meta"):  # no memory is taken for what a file says
@@ -79,8 +79,8 @@ class Known:
         images = data.load(self.data, data_dir)
         run = Run(Options(data=self.data, dtype=self.dtype), images, device)
         same = {"data_sha256": images.digest()} if "config" in self.metadata else {"mean": run.model_metadata["mean"]}
-        seen = self.metadata.get("config", self.metadata)  # a record, by now
-        if run.model_config != self.config or any(seen.get(key) != value for key, value in same.items()):
+        config = self.metadata.get("config", self.metadata)  # a record, by now
+        if run.model_config != self.config or any(config.get(key) != value for key, value in same.items()):
             raise CommandError(f"{self.path} was trained on other images than these")
         run.model = copy.deepcopy(self.model).to(device).to(memory_format=run.layout)  # pyright: ignore[reportCallIssue]
         return run
@@ -107,17 +107,17 @@ def main(args: argparse.Namespace) -> None:
 
 def results(args: argparse.Namespace, picture: Path, device: torch.device) -> tuple[dict[Path, bytes], str]:
     """The files to write, and the text to print."""
-    found, tensors = opened(args.checkpoint)
-    run = found.run(args.data_dir, device) if found else None
+    known, tensors = opened(args.checkpoint)
+    run = known.run(args.data_dir, device) if known else None
 
     def bar(items: Any) -> Any:
         return tqdm(items, leave=False, disable=None)
 
     limits = {"target_bytes": args.target_bytes, "max_error": args.max_error}
     bits = 4 if args.bits is None else args.bits
-    model = found.model if found else skeleton(tensors)
+    model = known.model if known else skeleton(tensors)
     small, shrinkage = compress(model, bits, codebooks=args.codebooks, progress=bar, **limits)
-    about = {key: value for key, value in found.metadata.items() if key in _ABOUT} if found else {}
+    about = {key: value for key, value in known.metadata.items() if key in _ABOUT} if known else {}
     if run is not None:
         about = run.model_metadata
     made = {args.out: content(small, about)}
@@ -127,12 +127,12 @@ def results(args: argparse.Namespace, picture: Path, device: torch.device) -> tu
         run.model = small.to(device)
         chosen = report.Size(shrinkage.bytes_after, run.evaluate()[1])
         curves = {"the same bits in all layers": curve, "this model": {_label(shrinkage): chosen}}
-        title = f"{args.checkpoint.name}, {found.data}" if found else ""
+        title = f"{args.checkpoint.name}, {known.data}" if known else ""
         made[picture] = report.draw_sizes(curves, report.Size(shrinkage.bytes_before, dense), title)
         rows = {"held-out accuracy": f"{dense:.2%}, now {chosen.accuracy:.2%}"} | rows
         rows["written"] += f" and {picture}"
-    elif found:
-        rows["no picture"] = f"the images of {found.data} are needed for accuracies: give --data-dir"
+    elif known:
+        rows["no picture"] = f"the images of {known.data} are needed for accuracies: give --data-dir"
     return made, f"{shrinkage}\n\n{report.table(rows)}"
 
 
@@ -181,32 +181,32 @@ def skeleton(tensors: dict[str, Tensor]) -> nn.Module:
 
     Nothing else is known of the layers, which are good for sharing only. Raises CommandError.
     """
-    owned: dict[str, dict[str, Tensor]] = {"": {}}
+    by_module: dict[str, dict[str, Tensor]] = {"": {}}
     for key, tensor in tensors.items():
         *path, last = key.split(".")
         if not (all(path) and last and len(path) < DEEPEST):
             raise CommandError(f"the file has a tensor that no layer can hold, by its name {key!r:.80}")
         for depth in range(1, len(path) + 1):
-            owned.setdefault(".".join(path[:depth]), {})
-        owned[".".join(path)][last] = tensor
+            by_module.setdefault(".".join(path[:depth]), {})
+        by_module[".".join(path)][last] = tensor
     modules: dict[str, nn.Module] = {}
-    for name, own in owned.items():  # what is outside comes before what is inside
-        made = modules[name] = _layer(own)
-        for key, tensor in own.items():
+    for name, of_module in by_module.items():  # what is outside comes before what is inside
+        made = modules[name] = _layer(of_module)
+        for key, tensor in of_module.items():
             if key in made._parameters:
                 made._parameters[key] = nn.Parameter(tensor, requires_grad=False)
             else:
                 made._buffers[key] = tensor
         if name:
             parent, _, last = name.rpartition(".")
-            if last in owned[parent]:
+            if last in by_module[parent]:
                 raise CommandError(f"the file has both a tensor {name:.80} and tensors inside of {name:.80}")
             modules[parent]._modules[last] = made
     return modules[""]
 
 
-def _layer(own: dict[str, Tensor]) -> nn.Module:
-    weight, bias = own.get("weight"), own.get("bias")
+def _layer(tensors: dict[str, Tensor]) -> nn.Module:
+    weight, bias = tensors.get("weight"), tensors.get("bias")
     if weight is None or weight.dim() not in SHARED_RANKS or not weight.is_floating_point() or not weight.numel():
         return Other()
     out, into, *kernel = weight.shape

@@ -59,11 +59,11 @@ def fine_tune(run: Run, bits: int, trained: int) -> tuple[Run, compress.Report]:
 
 def sizes(run: Run, progress: Any = iter, codebooks: int = SHARED_CODEBOOKS) -> dict[int, Size]:
     """Bytes and held-out accuracy of the model with each number of bits, not fine-tuned."""
-    found = {}
+    by_bits = {}
     for bits in progress(EVERY):
         tuned, shrinkage = shared_run(run, bits, 0, codebooks)
-        found[bits] = Size(shrinkage.bytes_after, tuned.evaluate()[1])
-    return found
+        by_bits[bits] = Size(shrinkage.bytes_after, tuned.evaluate()[1])
+    return by_bits
 
 
 def by_class(run: Run) -> list[float]:

@@ -216,8 +216,8 @@ class Run:
     def right(self) -> Tensor:
         """Whether each held-out image is recognised."""
         parts = self.held_out_images.split(EVALUATION_BATCH)
-        found = [self.logits(self.prepare(images)).float().argmax(1) for images in parts]
-        return torch.cat(found) == self.held_out_labels
+        predictions = [self.logits(self.prepare(images)).float().argmax(1) for images in parts]
+        return torch.cat(predictions) == self.held_out_labels
 
     def path(self) -> str:
         """Which way the model's fused blocks go on this device, and why."""
@@ -271,13 +271,13 @@ class Run:
 
     def _check_scaler(self, saved: dict[str, Any]) -> None:
         """Raise FileError unless it is a state of this run's scaler of losses."""
-        own = self.scaler.state_dict()
-        if own:
-            own |= {key: saved.get(key) for key in ("scale", "_growth_tracker")}
-            counts = records.whole(0, own["growth_interval"]).holds(own["_growth_tracker"])
-            if not (counts and records.number(0, 1e38).holds(own["scale"])):
+        expected = self.scaler.state_dict()
+        if expected:
+            expected |= {key: saved.get(key) for key in ("scale", "_growth_tracker")}
+            counts = records.whole(0, expected["growth_interval"]).holds(expected["_growth_tracker"])
+            if not (counts and records.number(0, 1e38).holds(expected["scale"])):
                 raise files.FileError("has a scale of losses that none can be")
-        if json.dumps(saved, sort_keys=True) != json.dumps(own, sort_keys=True):
+        if json.dumps(saved, sort_keys=True) != json.dumps(expected, sort_keys=True):
             raise files.FileError("has another scaler of losses than this run")
 
 

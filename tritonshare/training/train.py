@@ -113,13 +113,13 @@ def check_folder(options: Options) -> None:
     folder = options.folder
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out {folder} is not a folder")
-    found = [name for name in (CHECKPOINT, MODEL, CURVES, SHARED, SIZES) if os.path.lexists(folder / name)]
-    if found and not options.resume:
-        raise OptionError(f"{folder} already holds {found[0]}: choose another --out, or continue it with --resume")
-    if options.resume and CHECKPOINT not in found:
+    present = [name for name in (CHECKPOINT, MODEL, CURVES, SHARED, SIZES) if os.path.lexists(folder / name)]
+    if present and not options.resume:
+        raise OptionError(f"{folder} already holds {present[0]}: choose another --out, or continue it with --resume")
+    if options.resume and CHECKPOINT not in present:
         raise checkpoint.CheckpointError(f"there is no {folder / CHECKPOINT} to resume from")
-    for path in (folder / name for name in found):
+    for path in (folder / name for name in present):
         if path.exists() and not path.is_file():
             raise OptionError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}")
-    if options.shared_bits is None and SHARED in found:
+    if options.shared_bits is None and SHARED in present:
         raise OptionError(f"{folder} holds {SHARED}, which would be left behind: give --shared-bits, too")
