@@ -77,6 +77,26 @@ def test_copies_that_come_at_once_change_nothing(op, case, name, arch):
         gated(op, case, name)
 
 
+def of_eight_warps(op, case, dtype):
+    """[plans by pass]: every plan of eight warps that the tuner would measure is in one. Triton has compiled such loops
+    wrongly (pytorch#173068)."""
+    tensors = case.empty(dtype)
+    heuristic = op.problem(tensors, op.canonical(tensors, *gate.raw_options(op, case.options))).heuristic
+    plans = {pass_: [p for p in heuristic.candidates(pass_) if p.num_warps == 8] for pass_ in heuristic.plans}
+    rounds = max(map(len, plans.values()))
+    return [{pass_: found[i % len(found)] for pass_, found in plans.items() if found} for i in range(rounds)]
+
+
+@pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny"), ("bf16", "tf32")))
+def test_plans_of_eight_warps(op, case, name, arch):
+    with on_gpu(arch), numbers(name) as dtype:
+        rounds = of_eight_warps(op, case, dtype)
+        assert rounds
+        for plans in rounds:
+            with plan.using(plan=plans):
+                gated(op, case, name)
+
+
 @pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny"), ("bf16",)))
 def test_the_order_of_programs_does_not_matter(op, case, name, arch):
     with numbers(name) as dtype:
