@@ -121,6 +121,7 @@ def test_gate_in_channels_last(op, case, dtype):
     passes_the_gate(op, case, [to_channels_last(t) for t in tensors])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("op", ops())
 @hypothesis.settings(
     max_examples=8,
