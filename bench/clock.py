@@ -43,7 +43,7 @@ def take(benchmark, machine: Machine, results, row, measure: Callable[[TimeRound
 
     def time_rounds(replay, calls, rounds):
         clock.machine, clock.calls = machine, calls
-        benchmark.pedantic(replay, setup=machine.lull, rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(replay, setup=machine.keep_busy, rounds=rounds, warmup_rounds=1)
         return benchmark.stats.stats.data
 
     if results.no_time():

@@ -32,7 +32,7 @@ from bench.sass import Code, inspect
 from bench.selection import SelectionError, cases_and_steps
 from bench.steps import CLASSES, STEPS, Step
 from tritonshare import files, plan
-from tritonshare.cli import told
+from tritonshare.cli import reason_of
 from tritonshare.declare import Case
 from tritonshare.op import Op
 
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
         files.replace({path: document(rows).encode() for path in paths})
     except OSError as error:
-        print(f"bench.codegen: {told(error)}", file=sys.stderr)
+        print(f"bench.codegen: {reason_of(error)}", file=sys.stderr)
         return 1
     return 0
 

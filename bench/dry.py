@@ -38,7 +38,7 @@ class DryMachine(Machine):
     def stamp(self) -> float:
         return perf_counter()
 
-    def lull(self) -> None:
+    def keep_busy(self) -> None:
         pass
 
     def capture(self, calls: Sequence[Call], times: int = 1) -> Call:

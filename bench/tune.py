@@ -23,7 +23,7 @@ from bench.dry import dry_machine
 from bench.launches import NUMBERS, case_tensors, needs, numbers
 from bench.selection import SelectionError, cases, chosen
 from tritonshare import gate, plan, tables
-from tritonshare.cli import told
+from tritonshare.cli import reason_of
 from tritonshare.declare import Case
 from tritonshare.measure.machine import Machine
 from tritonshare.measure.tune import Layer, Tuned, TuneError, Tuner
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bench.tune: {error}", file=sys.stderr)
         return 1 if isinstance(error, TuneError) else 2
     except OSError as error:
-        print(f"bench.tune: {told(error)}", file=sys.stderr)
+        print(f"bench.tune: {reason_of(error)}", file=sys.stderr)
         return 1
 
 

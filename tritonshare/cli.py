@@ -37,13 +37,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {sentence(message)}\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        print(message or "", end="", file=file or sys.stderr)  # argparse's own passes over failures
+        print(message or "", end="", file=file or sys.stderr)  # argparse's own version hides failures
 
 
 class Stream:
-    """A stream of the process that takes every text. After a failure it takes no more: there is nowhere to tell.
+    """A standard stream that can write any text. After a failure it writes nothing more, since nobody could read it.
 
-    stream: None where it is closed. name: of the OSError that the failure raises; "" where none is raised.
+    stream: None where it is closed. name: what the OSError of a failure names; "" if a failure raises none.
     """
 
     def __init__(self, stream: Any, name: str) -> None:
@@ -69,14 +69,14 @@ class Stream:
                 return call(*args)
         except OSError:
             null = open(os.devnull, "w")  # noqa: SIM115
-            if self._stream in (sys.__stdout__, sys.__stderr__):  # what it still holds goes nowhere when Python ends
+            if self._stream in (sys.__stdout__, sys.__stderr__):  # discard what it still holds when Python ends
                 os.dup2(null.fileno(), self._stream.fileno())
             self._stream = null
             if self._name:
                 raise
 
     def close(self) -> None:
-        """Leave the stream as it was found."""
+        """Leave the stream as it was."""
         self._reconfigure(self._errors)
 
     def __getattr__(self, name: str) -> Any:
@@ -86,7 +86,7 @@ class Stream:
 @contextmanager
 def streams() -> Iterator[None]:
     """Within the block standard output and standard error are `Stream`s."""
-    if None in (sys.stdin, sys.stdout, sys.stderr):  # no file that is opened may get the number of a closed one
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # no opened file may get the descriptor of a closed stream
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             try:
@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except MemoryError:
             return fail(name, 1, "there is not enough memory")
         except OSError as error:
-            return fail(name, 1, told(error))
-        except RuntimeError as error:  # of torch: a device that fails, say
+            return fail(name, 1, reason_of(error))
+        except RuntimeError as error:  # from torch, such as that a device failed
             return fail(name, 1, f"{type(error).__name__}: {error}")
 
 
@@ -136,7 +136,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     return run(parser.parse_args(arguments[1:]))
 
 
-def told(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """What failed, and why."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
@@ -230,14 +230,14 @@ def run_train(args: argparse.Namespace) -> int:
     except (TrainingError, torch.OutOfMemoryError, MemoryError) as error:
         return fail("train", 1, f"{error or 'there is not enough memory'}{last_epoch(folder)}")
     except OSError as error:
-        return fail("train", 1, f"{told(error)}{last_epoch(folder)}")
+        return fail("train", 1, f"{reason_of(error)}{last_epoch(folder)}")
     except KeyboardInterrupt:
         return fail("train", 130, f"interrupted{last_epoch(folder)}")
     return 0
 
 
 def last_epoch(folder: Path | None) -> str:
-    """Where the last complete epoch of a broken run lies, to end a sentence with."""
+    """The end of a sentence: where the last complete epoch of a broken run is."""
     from tritonshare.training.run import CHECKPOINT
 
     if folder is None or not os.path.exists(folder / CHECKPOINT):  # Path.exists raises for some names

@@ -105,18 +105,19 @@ def shared_linear(
     *,
     bits: int,
 ) -> torch.Tensor:
-    """`linear(input, weight, bias)` for a weight whose elements are drawn from codebooks; no dense weight is kept.
+    """`linear(input, weight, bias)` for a weight that is stored as indices into codebooks; no dense weight is in
+    memory.
 
     Args:
         input: [..., I]; float32, float16 or bfloat16. Sums are in float32.
         codes: uint8 [O, ceil(I * bits / 8)], packed as tritonshare.packing.pack does.
         codebook: [codebooks, 2**bits], same dtype; codebooks must divide O: row o takes codebook o * codebooks // O.
         bias: [O] or None.
-        bits: of an index, 1 to 8.
+        bits: how many bits an index has, 1 to 8.
 
     Returns:
-        [..., O]. Gradients go to input, codebook (of each centroid, the sum over the weights that it is) and bias; the
-        gradient of the dense weight is in memory no more than the weight is. With float32, products are as torch's TF32
+        [..., O]. Gradients go to input, codebook and bias. The gradient of a codebook entry is the sum over the weights
+        that have it; neither the dense weight nor its gradient is ever in memory. float32 is multiplied as torch's TF32
         switch for matrix products says.
 
     Raises:
@@ -153,18 +154,18 @@ def shared_conv2d_act_pool(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> torch.Tensor:
-    """conv2d_act_pool for a weight [K, C / groups, *kernel_size] whose elements are drawn from codebooks.
+    """conv2d_act_pool for a weight [K, C / groups, *kernel_size] that is stored as indices into codebooks.
 
-    Args: conv2d_act_pool's, and
+    Args: those of conv2d_act_pool, and
         codes: uint8 [K, ceil(C / groups * R * S * bits / 8)]: a filter's indices in the order (r, s, c), packed as
             tritonshare.packing.pack does.
         codebook: [codebooks, 2**bits], the input's dtype; codebooks must divide K: filter k takes codebook
             k * codebooks // K.
         kernel_size: R and S, one integer or (rows, columns).
-        bits: of an index, 1 to 8.
+        bits: how many bits an index has, 1 to 8.
 
-    Returns: as conv2d_act_pool. Gradients go to input, codebook and bias; that of the codebook by way of the dense
-        weight's, 4 bytes per weight while it is computed.
+    Returns: as conv2d_act_pool. Gradients go to input, codebook and bias. For the codebook's, that of the dense weight
+        is computed first and takes 4 bytes per weight in the meantime.
     Raises: as conv2d_act_pool.
     """
     options = plain((
@@ -187,20 +188,22 @@ def adaptive_update_(
 ) -> torch.Tensor:
     """The adaptive update in place, in one pass: `weight -= lr * similarity * (grad + weight_decay * weight)`.
 
-    The article's formula, `W_ij <- W_ij + lr * dL/dW_ij`, has a plus sign and so ascends: that is `maximize=True`. The
-    default descends, as torch's optimizers do. For whole models, momentum and Adam see tritonshare.optim.
+    The article's formula, `W_ij <- W_ij + lr * dL/dW_ij`, has a plus sign and so ascends; `maximize=True` does that.
+    The default descends, as torch's optimizers do. tritonshare.optim has whole models, momentum and Adam.
 
     Args:
-        weight: any shape, floating-point; within torch.no_grad() if it requires gradients.
-        grad: of the weight's shape; its dtype may be another one. Computed in float32 (float64 for such weights).
+        weight: floating-point, of any shape. If it requires gradients, call this within torch.no_grad().
+        grad: of the weight's shape; its dtype may be another one. The update is computed in float32, or in float64 for
+            a float64 weight.
         lr: a number, or a tensor of one element, whose value the host does not wait for.
-        similarity: a number for all; a tensor that broadcasts against weight, such as [rows, 1, ...] for one per row or
+        similarity: one number for all elements; a tensor that broadcasts against weight, such as [rows, 1, ...] for one
+        per row or
             [columns] for one per column; or a function of the weight that returns one of these or None.
-        weight_decay: of SGD: it is scaled by lr and similarity like the gradient.
+        weight_decay: as in SGD: it is scaled by lr and similarity, like the gradient.
         maximize: ascend along the gradient.
 
     Returns:
-        weight.
+        The weight.
 
     Raises:
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
@@ -212,23 +215,23 @@ def adaptive_update_(
 def segment_sum(input: torch.Tensor, segments: torch.Tensor, count: int) -> torch.Tensor:
     """Sums of rows by segment, without atomics: `output[s] = sum of input[n] over all n with segments[n] == s`.
 
-    Rows are brought into the order of their segments by a stable sort, and summed in that order, in fp32, in pieces
-    whose sums are added in a fixed order: the same bits on every run, and however long a segment is. A segment's sum
-    depends on its own rows only.
+    A stable sort brings rows into the order of their segments. They are summed in that order, in fp32 and in chunks
+    whose sums are added in a fixed order, so the result has the same bits on every run. A segment's sum depends on its
+    own rows only.
 
     Args:
         input: [N, D], D at least 1; float32, float16 or bfloat16 (float64 is summed by torch).
         segments: [N] int64, from 0 to count - 1, in any order.
-        count: how many segments there are, at least 1. One without rows is 0.
+        count: how many segments there are, at least 1. The sum of a segment without rows is 0.
 
     Returns:
         [count, D], in the dtype of input. Gradients go to input: each row gets that of its segment's sum.
 
     Raises:
-        ArgumentError, ArgumentTypeError: one sentence naming argument and axis, before anything is launched. An id out
-        of range raises where ids are in the CPU's memory. Reading those of a GPU would make the host wait: there, and
-        in compiled code, a row with such an id is in no segment, its gradient is 0, and nothing is read or written
-        out of bounds.
+        ArgumentError, ArgumentTypeError: one sentence naming argument and axis, before anything is launched. A number
+        of a segment that is out of range raises if `segments` is in the CPU's memory. Reading it from a GPU would make
+        the host wait: there, and in compiled code, such a row belongs to no segment, its gradient is 0, and nothing is
+        read or written out of bounds.
     """
     count = plain(count)
     check_ids(segments, count)
@@ -236,7 +239,7 @@ def segment_sum(input: torch.Tensor, segments: torch.Tensor, count: int) -> torc
 
 
 def apart(*scalars: float | torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[float | None]]:
-    """Scalars as ops take them: those that are tensors, and those that are numbers."""
+    """Split scalars as ops take them: into tensors and numbers, each list with None where the other has the scalar."""
     tensors = [s if isinstance(s, torch.Tensor) else None for s in scalars]
     return tensors, [None if isinstance(s, torch.Tensor) else s for s in scalars]
 
@@ -254,27 +257,30 @@ def similarity_weight(
     "projection" is the article's weight, `W_ij = sum_k x_ik y_jk / sum_k x_ik^2`: how far y_j reaches along x_i.
 
     Args:
-        x: [..., M, K]; float32 (multiplied as torch's TF32 switch for matrix products says; without TF32, and for
-            distances, in three products of TF32, as exact as float32), float16 or bfloat16. Sums are in float32.
+        x: [..., M, K]; float32, float16 or bfloat16. Sums are in float32. Products of float32 follow torch's TF32
+            switch for matrix products; without TF32, and for distances, three products of TF32 give the digits of
+            float32.
         y: [..., N, K], same dtype. Leading axes broadcast, as in matmul; a y without them is read once for all.
         kind: "projection"; "dot", x_i . y_j; "cosine", x_i . y_j / (max(|x_i|, eps) max(|y_j|, eps)); "euclidean",
             |x_i - y_j|; "sqeuclidean", its square; "rbf", exp(-gamma |x_i - y_j|^2). Distances of near rows are summed
-            up from differences, so that nothing cancels.
-        gamma: of "rbf", positive; None for the others. A number, or a floating-point tensor of one element on x's
-            device, such as a parameter: gradients go to it, nothing is compiled for a value, and the host never waits
-            for one, so that a tensor's value is not checked. The gradient is one sum over all pairs: where it cancels,
-            it can miss the numeric gate, as torch's own can.
-        eps: of "cosine", likewise; not negative.
+            from differences, so that nothing cancels.
+        gamma: for "rbf" a positive number, or a floating-point tensor of one element on x's device, such as a
+            parameter; None for other kinds. Gradients go to a tensor. Nothing is compiled for a particular value, and
+            the host never waits for one, so the value of a tensor is not checked. The gradient is one sum over all
+            pairs: where it cancels, it can miss the numeric gate, as torch's own can.
+        eps: for "cosine", likewise; not negative.
 
     Returns:
-        [..., M, N]. A row of zeros has projections and cosines of 0, with gradients of 0; so has a distance of 0.
+        [..., M, N]. Projections and cosines of a row of zeros are 0, and their gradients are 0, as is that of a
+        distance of 0.
 
     Raises:
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
 
-    For the backward a number per row is kept, and no M x N: square distances are computed again in float32. Plain torch
-    holds few differences at a time, but all M N K where torch traces or transforms and no compiler fuses them.
+    The forward keeps one number per row for the backward, and nothing of size M x N: squared distances are computed
+    again, in float32. The plain-torch path holds few differences at a time, but all M N K of them where torch traces or
+    transforms and no compiler fuses them.
     """
     tensors, numbers = apart(gamma, eps)
     return folded(SIMILARITY_WEIGHT, x, y, *tensors, kind, *numbers)
@@ -302,14 +308,14 @@ def nearest(
     Args:
         x: [..., M, K], K at least 1; dtypes and products as in similarity_weight.
         features: [..., N, K], same dtype. Leading axes broadcast, as in matmul; features without them serve all.
-        kind, gamma, eps: of similarity_weight.
-        k: how many, from 1 to 64, and at most N.
+        kind, gamma, eps: as in similarity_weight.
+        k: how many rows to choose, from 1 to 64 and at most N.
 
     Returns:
-        Nearest(values, indices), both [..., M, k], indices int64, best first: the smallest distances for "euclidean"
-        and "sqeuclidean", the largest similarities for the other kinds; of equal ones the first index. Distances, "rbf"
-        too, are compared by their squares in float32, and NaN is the farthest; of the other kinds NaN is the largest,
-        and so comes first, as in torch.topk. Gradients go through the values, to the chosen pairs alone.
+        Nearest(values, indices), both [..., M, k], indices int64. The best come first: the smallest distances for
+        "euclidean" and "sqeuclidean", the largest similarities for other kinds, and the first index of equal ones.
+        Distances, and "rbf", are compared by squared distances in float32, where NaN is the farthest; for other kinds
+        NaN is the largest and so comes first, as in torch.topk. Gradients go through the values to the chosen pairs.
 
     Raises:
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
@@ -336,23 +342,24 @@ def similarity_reduce(
     Args:
         x: [..., M, K], K at least 1; dtypes and products as in similarity_weight.
         y: [..., N, K], N at least 1, same dtype. Leading axes broadcast, as in matmul.
-        values: [..., N, D] of "softmax_matmul", same dtype; else None.
-        reduce: "sum"; "max", which the first of equal ones wins (distances, "rbf" too, being compared by their squares
-            in float32), and NaN; "softmax_matmul", softmax(W / temperature, dim=-1) @ values, with -W for W where W is
-            "euclidean" or "sqeuclidean": as in nearest, small distances count most.
-        kind, gamma, eps: of similarity_weight.
-        temperature: of "softmax_matmul", positive; a number or a tensor, as gamma. An error of W / temperature is one
-            of an exponent: where that is many times 1, as of squares of many columns, results have fewer digits, and
-            some miss the numeric gate.
+        values: [..., N, D] for "softmax_matmul", same dtype; else None.
+        reduce: "sum"; "max", where NaN wins and then the first of equal values (distances and "rbf" are compared by
+            squared distances in float32); or "softmax_matmul", softmax(W / temperature, dim=-1) @ values. There, -W
+            takes the place of W for "euclidean" and "sqeuclidean": as in nearest, small distances count most.
+        kind, gamma, eps: as in similarity_weight.
+        temperature: for "softmax_matmul", positive; a number or a tensor, like gamma. W / temperature is an exponent:
+            where it is many times 1, as with squared distances over many columns, its error costs digits, and some
+            results miss the numeric gate.
 
     Returns:
-        [..., M], or [..., M, D] of "softmax_matmul". Gradients go to x, y and values; of "max", to the maximum alone.
+        [..., M], or [..., M, D] for "softmax_matmul". Gradients go to x, y and values; those of "max" go to the
+        maximum alone.
 
     Raises:
         ArgumentError (a ValueError and RuntimeError), ArgumentTypeError (a TypeError and RuntimeError): one sentence
         naming the argument and its axis, before anything is allocated.
 
-    For the backward a number or two per row are kept, and similarities are computed again.
+    The forward keeps one or two numbers per row for the backward, which computes similarities again.
     """
     tensors, numbers = apart(gamma, eps, temperature)
     return folded_with_values(SIMILARITY_REDUCE, x, y, values, *tensors, reduce, kind, *numbers)
@@ -370,8 +377,8 @@ def cdist(
     """torch.cdist, whose Euclidean distances are `similarity_weight`'s, and so in half precision, too.
 
     x1: [..., M, K], x2: [..., N, K] -> [..., M, N]. compute_mode is one of torch's three names. Distances of near rows
-    are summed up from differences in each of them; with "donot_use_mm_for_euclid_dist" all are, by torch's own cdist in
-    float32 at least, which has no second derivatives. For another p than 2 torch computes.
+    are always summed from differences. With "donot_use_mm_for_euclid_dist" all are, by torch's own cdist in at least
+    float32, which has no second derivatives. For p other than 2 torch computes.
     """
     if compute_mode not in COMPUTE_MODES:
         of = ", ".join(map(repr, COMPUTE_MODES))
@@ -385,10 +392,10 @@ def cdist(
 
 
 def cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
-    """torch.nn.functional.cosine_similarity, which holds no product of every pair where it compares all pairs.
+    """torch.nn.functional.cosine_similarity, without a product of every pair in memory where it compares all pairs.
 
-    That is, of x1 [..., M, 1, K] and x2 [..., 1, N, K] over the last axis, and with x1 and x2 changed over:
-    `similarity_weight` computes the cosines [..., M, N]. Whatever else broadcasts goes to torch.
+    It compares all pairs if x1 is [..., M, 1, K] and x2 [..., 1, N, K], over the last axis, or the other way round.
+    Then `similarity_weight` computes the cosines [..., M, N]; all other shapes go to torch.
     """
     if isinstance(x1, torch.Tensor) and isinstance(x2, torch.Tensor) and min(x1.dim(), x2.dim()) >= 3:
         last = dim in (-1, max(x1.dim(), x2.dim()) - 1) and x1.shape[-1] == x2.shape[-1] and x1.dtype == x2.dtype
@@ -401,7 +408,7 @@ def cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: flo
 
 
 def _by_torch(function: Callable[..., torch.Tensor], x1: torch.Tensor, x2: torch.Tensor, *options) -> torch.Tensor:
-    """torch's own; of half precision in fp32 and rounded once, as where ours compute."""
+    """torch's own function. Half precision is computed in fp32 and rounded once, as in this library's kernels."""
     dtypes = {t.dtype for t in (x1, x2) if isinstance(t, torch.Tensor)}
     if dtypes not in ({torch.float16}, {torch.bfloat16}) or autocasts(x1):
         return function(x1, x2, *options)

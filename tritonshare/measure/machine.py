@@ -1,11 +1,11 @@
-"""A GPU as something to measure on: its clock, its memory and what it says of itself.
+"""A GPU to measure on: its clock, its memory, and what it reports about itself.
 
     gpu = Machine(torch.device("cuda"))
     replay = gpu.capture([lambda: function(x) for x in copies])
     seconds = gpu.time(replay, rounds=50)
 
-A call's device time is that of a CUDA graph which holds the call once for each of several copies of its tensors: no
-host time is in it, and no copy is still in the L2 cache when its turn comes again.
+A call's device time is that of a CUDA graph which holds the call once for each of several copies of its tensors. It
+includes no host time, and no copy is still in the L2 cache when its turn comes again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
-REPLAY_SECONDS = 2e-3  # at the least, of a replay that is timed
+REPLAY_SECONDS = 2e-3  # how long a timed replay takes, at least
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Interval:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Interval:
-        """By order statistics: nothing is assumed of the distribution. A handful of samples gives their range."""
+        """By order statistics, which assume nothing about the distribution. For a handful of samples it is their
+        range."""
         ordered = sorted(samples)
         n = len(ordered)
         reach = 1.96 * sqrt(n) / 2
@@ -57,7 +58,7 @@ class Interval:
 
 
 class Stamp:
-    """A point in a stream's time; the difference of two is in seconds, and waits for them."""
+    """A point in a stream's time. The difference of two is in seconds; taking it waits for both."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.event = torch.cuda.Event(enable_timing=True)
@@ -78,7 +79,7 @@ class Machine:
         self._stream = torch.cuda.Stream(self.device)
 
     def stream(self) -> AbstractContextManager:
-        """Work in this block, and all of its backward passes, is issued where `capture` captures."""
+        """Within the block, work and its backward passes are issued to the stream that `capture` captures."""
         return torch.cuda.stream(self._stream)
 
     def synchronize(self) -> None:
@@ -87,13 +88,13 @@ class Machine:
     def stamp(self) -> Stamp:
         return Stamp(self._stream)
 
-    def lull(self) -> None:
+    def keep_busy(self) -> None:
         """Keep the device busy for some 20 microseconds, so that what is issued next is there when it begins."""
         with self.stream():
             torch.cuda._sleep(40_000)
 
     def capture(self, calls: Sequence[Call], times: int = 1) -> Call:
-        """A function that replays the calls, `times` over, without their host time. They must have run before."""
+        """A function that replays the calls `times` times without their host time. They must have run before."""
         graph = torch.cuda.CUDAGraph()
         self.synchronize()
         results = []  # what a call returns is memory that the replay writes
@@ -109,7 +110,8 @@ class Machine:
         return replay
 
     def times(self, seconds: float) -> int:
-        """How often a replay is to make calls that take so long together, for a stamp's own time to be nothing."""
+        """How often a replay must repeat calls that take `seconds` together, so that the time of a stamp does not
+        matter."""
         return min(max(1, round(REPLAY_SECONDS / seconds)), 256)
 
     def time(self, replay: Call, rounds: int) -> list[float]:
@@ -127,7 +129,8 @@ class Machine:
         return min(64, 1 + ceil(2 * l2 / max(1, nbytes)))
 
     def peak_bytes(self, call: Call) -> int:
-        """The most memory that a call holds at a time beyond what was there before it, its result included."""
+        """The most memory that a call holds at any time, beyond what was allocated before it. Its result is
+        included."""
         self.synchronize()
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -138,7 +141,8 @@ class Machine:
         return peak
 
     def launches(self, call: Call) -> int | None:
-        """How often a call launches something on the device, copies and fills included; None where it is not told."""
+        """How often a call launches something on the device, copies and fills included; None if the profiler does not
+        say."""
         from torch.profiler import ProfilerActivity, profile
 
         self.synchronize()
@@ -164,12 +168,12 @@ class Machine:
 
     @cached_property
     def clocks(self) -> dict[str, str]:
-        """MHz; those of a GPU that was busy a moment ago are the telling ones."""
+        """Clock rates in MHz. Ask while the GPU has just been busy: an idle one lowers them."""
         fields = {"sm_mhz": "clocks.sm", "sm_max_mhz": "clocks.max.sm", "memory_mhz": "clocks.mem"}
         return {name: self._smi(field) for name, field in fields.items()}
 
     def facts(self) -> dict[str, Any]:
-        """What a measurement must be told with."""
+        """What must be recorded with every measurement."""
         import triton
 
         return {

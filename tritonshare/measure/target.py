@@ -1,4 +1,4 @@
-"""A function that the user names on a command line: package.module:function, or path/to/file.py:function."""
+"""Finds a function that the user names on a command line: package.module:function, or path/to/file.py:function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class TargetError(ValueError):
-    """A name that leads to nothing that can be used: one sentence."""
+    """The name does not lead to a usable function. The message is one sentence."""
 
 
 def load(target: str) -> Callable[[], Any]:
@@ -52,7 +52,7 @@ def _from_name(name: str) -> ModuleType:
 
 
 def _search(folder: Path) -> None:
-    """Look there for modules, too."""
+    """Search this folder for modules, too."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -1,4 +1,4 @@
-"""Candidates of a tuning run, on trial: a layer with values, and plans that are compiled, run and compared on it."""
+"""Tries candidate plans: a layer with values, on which plans are compiled, run and compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TuneError(RuntimeError):
 
 
 class Refused(Exception):
-    """A candidate that is not to be timed; the message says why."""
+    """A candidate must not be timed; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Layer:
 
 
 class Subject:
-    """A layer with values: copies of its tensors on the machine, its problem under any plans, truth."""
+    """A layer with values: copies of its tensors on the machine, its problem under any plans, and its truth."""
 
     def __init__(self, machine: Machine, layer: Layer) -> None:
         self.machine, self.layer, op = machine, layer, layer.op
@@ -68,11 +68,11 @@ class Subject:
             return self.layer.op.problem(tensors, self.options)
 
     def problem(self, plans: Mapping[str, Plan]) -> Problem:
-        """The layer's problem with these plans, by pass; those of the passes left out may come from a table."""
+        """The layer's problem with these plans, given by pass. Passes that are left out may take plans from a table."""
         return self._problem(self.copies[0][0], plans)
 
     def judge(self, plans: Mapping[str, Plan]) -> str:
-        """The whole call with these plans through the numeric gate: "" or what is wrong."""
+        """Put the whole call with these plans through the numeric gate. Returns "", or what is wrong."""
         op, layer = self.layer.op, self.layer
         if self._judge is None:
             options = dict(zip(op.arguments[op.tensors :], layer.options, strict=True))
@@ -85,7 +85,7 @@ class Subject:
         return "; ".join(str(c) for c in compared if not c.passed)
 
     def whole(self, way: Callable[..., torch.Tensor], mode: str) -> list[Call]:
-        """Calls of the op computed in some way: the output alone, or the gradients that are wanted, too."""
+        """One call of the op per copy, computed by `way`: the output alone, or with the gradients that are wanted."""
         return [self._whole(way, mode, tensors, grad) for tensors, grad in self.copies]
 
     def _whole(self, way, mode: str, tensors, grad: torch.Tensor) -> Call:
@@ -122,8 +122,8 @@ class Trial:
         ]
 
     def calls(self, candidate: Plan, keeps_order: bool) -> list[Call]:
-        """The pass with a candidate, compiled, run on every copy and compared. Raises Refused where it is not to be
-        timed, and TuneError where the device broke."""
+        """Compile the pass with a candidate, run it on every copy and compare its results. Raises Refused if the
+        candidate must not be timed, and TuneError if the device broke."""
         plans = {**self.defaults, self.pass_: candidate}
         try:
             calls = self._calls(self.subject.problem(plans))
@@ -145,7 +145,8 @@ class Trial:
         return calls
 
     def _compile(self, call: Call) -> None:
-        """What fails here is the compiler's failure, or a plan that is too large; what fails later is the device's."""
+        """Compile a call. If this fails, the compiler failed or the plan is too large; later failures are the
+        device's."""
         from triton import OutOfResources
 
         with launch.record() as launches:
@@ -202,7 +203,7 @@ def _with_values(twin: torch.Tensor, device: torch.device, generator: torch.Gene
 
 @contextmanager
 def _poisoned() -> Iterator[None]:
-    """Within the block fresh memory is filled with NaN: a result that is not written is not the last one's by luck."""
+    """Within the block fresh memory is filled with NaN, so that a result which is not written cannot pass by luck."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,9 +1,9 @@
-"""Plans by measurement: candidates -> those that fit -> right results -> time -> a row of a table.
+"""Chooses plans by measurement: candidates -> those that fit -> those with right results -> times -> a row of a table.
 
     rows = Tuner(machine, seconds=300, revision="...").tune(layer)
 
-A plan may change speed only. So of a pass, only candidates that take sums in the order of the default plan are tried;
-each must give the default plan's results bit for bit, which have passed the numeric gate, and give them twice; and it
+A plan may change speed only. So only candidates that take sums in the order of the default plan are tried; each must
+give the default plan's results bit for bit, which have passed the numeric gate, and give them twice; and it
 is kept only if it was faster than the default plan by more than both confidence intervals. Then the whole op is timed
 beside torch.
 """
@@ -43,7 +43,7 @@ class NothingToTune(TuneError):
 
 @dataclass(eq=False)
 class Timed:
-    """A plan and its time, in seconds; `keeps_order` unless it was tried for the sake of knowledge only."""
+    """A plan and its time in seconds. keeps_order: False if it was tried only to know its time."""
 
     plan: Plan
     calls: list[Call]
@@ -53,19 +53,19 @@ class Timed:
 
 @dataclass
 class Tuned:
-    """What is known of a layer: rows for a table, and what was not done, in sentences."""
+    """What tuning a layer gave: rows for a table, and sentences on what was not done."""
 
     layer: Layer
     rows: list[tables.Row] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    failure: str = ""  # default plans whose results are wrong, or too little memory
+    failure: str = ""  # that results of default plans are wrong, or that there is too little memory
 
 
 class Tuner:
     """Tunes layers on a machine until `seconds` are over.
 
-    revision: of the sources, for the rows. say: told of every pass, in a line. any_order: try plans that take sums in
-    another order, too, and tell of them; no row ever holds one. plans: to try for a pass, at the most.
+    revision: the version of the sources, for the rows. say: called with a line on every pass. any_order: also try plans
+    that take sums in another order, and report them; no row ever holds one. plans: how many to try per pass, at most.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Tuner:
         return monotonic() >= self.deadline
 
     def tune(self, layer: Layer) -> Tuned:
-        """Every pass of a layer, then the whole. What the time is too short for is left; a fault of the device is
-        raised."""
+        """Tune every pass of a layer, then time the whole op. What there is no time for is left out; a fault of the
+        device is raised."""
         tuned = Tuned(layer)
         if self.out_of_time():
             tuned.left.append(f"{layer.name}: no time was left")
@@ -131,7 +131,7 @@ class Tuner:
                 continue
             try:
                 tuned.rows.append(self._verdict(subject, winners, mode))
-            except torch.OutOfMemoryError:  # torch keeps much that this library does not
+            except torch.OutOfMemoryError:  # torch keeps tensors that this library does not
                 tuned.left.append(f"{layer.name} {mode}, beside torch: the device has too little memory")
 
     # A pass.
@@ -204,7 +204,7 @@ class Tuner:
             t.time = Interval.of(samples).scaled(scale)
 
     def _in_turns(self, replays: Sequence[Call], seconds: Sequence[float]) -> list[list[float]]:
-        """Samples of each replay, of which one takes about `seconds`."""
+        """Samples of each replay, taken in turns; one replay takes about `seconds`."""
         samples: list[list[float]] = [[] for _ in replays]
         for _ in range(1 if self.machine.dry else TURNS):
             for replay, one, series in zip(replays, seconds, samples, strict=True):
@@ -253,8 +253,8 @@ def _microseconds(seconds: Interval) -> tables.Time:
 
 
 def decide(timed: Sequence[Timed]) -> tuple[Timed, Timed | None]:
-    """Of plans, the default one first: the one to keep, and the next best. The fastest is kept if its interval lies
-    below that of the default plan, else the default plan."""
+    """Which plan to keep, and the next best; the first is the default plan. The fastest is kept if its interval lies
+    below that of the default plan, else the default plan is."""
     default, *others = timed
     fastest = min(others, key=lambda t: t.time.median, default=default)
     winner = fastest if fastest.time.high < default.time.low else default
@@ -263,12 +263,12 @@ def decide(timed: Sequence[Timed]) -> tuple[Timed, Timed | None]:
 
 
 def _fastest(timed: Iterable[Timed], default: Plan) -> list[Timed]:
-    """Fastest first, without the default plan."""
+    """The plans but the default one, fastest first."""
     return sorted((t for t in timed if t.plan != default), key=lambda t: t.time.median)
 
 
 def _finalists(timed: Iterable[Timed], default: Plan) -> list[Timed]:
-    """The fastest few, of those that keep the order of sums and of the others."""
+    """The few fastest plans that keep the order of sums, and the few fastest others."""
     ranked = _fastest(timed, default)
     return [t for keeps in (True, False) for t in [t for t in ranked if t.keeps_order == keeps][:FINALISTS]]
 
@@ -285,7 +285,7 @@ def torch_ways(op: Op, options: tuple[Any, ...]) -> dict[str, Callable[..., torc
 
 @contextmanager
 def _plain_torch(device: torch.device) -> Iterator[None]:
-    """Within the block torch takes gradients and casts nothing, and has its best chance, whatever is around it."""
+    """Within the block torch computes gradients and casts nothing, and cuDNN looks for its fastest algorithm."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -322,9 +322,9 @@ def tune_model(
     """Measure plans for this library's ops in one forward of `module(*inputs)`, on the GPU that the inputs are on, and
     keep them in the user's table, which processes that start from now on use.
 
-    budget: in seconds. dtype: of autocast in that forward. say: told of the progress, in lines. Buffers of the module,
-    such as running means, are left as they were. Raises NothingToTune where there is no GPU, no op of this library or
-    no folder for the table, and TuneError where the device breaks.
+    budget: how many seconds to spend. dtype: autocast's in that forward. say: called with lines on the progress.
+    Buffers of the module, such as running means, are left as they were. Raises NothingToTune where there is no GPU, no
+    op of this library or no folder for the table, and TuneError where the device breaks.
     """
     devices = [t.device for t in inputs if isinstance(t, torch.Tensor)]
     if not devices or devices[0].type != "cuda":
