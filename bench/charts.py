@@ -1,27 +1,45 @@
-"""Where everything in a chart stands: pure arithmetic. The template `charts.html` draws it."""
+"""The report's pictures: figures of matplotlib, and as SVG that takes the page's colours and font and tells, where the
+pointer rests, what each mark is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import html
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
-from typing import Any, TypeVar
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from bench.rows import DTYPES
-from tritonshare.measure.machine import Interval
 
-SIZE = 11  # font size of all text in a chart
+# Colours of the page in daylight. In a picture each stands for the page's variable of that name: see style.css.
+COLOURS = {
+    "ink": "#1d2024", "muted": "#5a6068", "rule": "#d8d9d4", "grid": "#e6e7e2",
+    "faster": "#0a6355", "slower": "#a3310a", "ours": "#0b5394", "eager": "#8b9097", "compile": "#b5790f",
+    "bf16": "#0b5395", "fp16": "#8a5b00", "tf32": "#0a7a68", "fp32": "#a3355f",
+}  # fmt: skip
+MARKERS = {"bf16": "o", "fp16": "s", "tf32": "^", "fp32": "D"}
+
+SIZE = 11  # font size of all text in a picture, in pixels
 CHARACTER = 0.61 * SIZE  # width of a monospaced character
 LABEL = 28  # characters of a name, at the most
 BAR = 13  # height of a bar with its surroundings, and the room of its text
 GAP = 9  # between the bars of two layers
-TOP = 30  # room for the titles above a plot
-TEXT_ROOM = 110  # and for the texts to the right of it
+TOP, BOTTOM = 26, 28  # room for titles above a plot, and for its axis
+TEXT_ROOM = 126  # and for the texts to the right of it
 
 TIMES, NOTHING = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
-
-T = TypeVar("T")
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -44,155 +62,145 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    label: str
+# A picture's parts.
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A logarithmic axis: values from `low` to `high` on coordinates from `start` to `end`."""
+def picture(width: float, height: float) -> Figure:
+    """A figure whose points are pixels."""
+    figure = Figure(figsize=(ceil(width) / 72, ceil(height) / 72), dpi=72)
+    FigureCanvasAgg(figure)
+    return figure
 
-    low: float
-    high: float
-    start: float
-    end: float
 
-    def at(self, value: float) -> float:
-        share = log10(value / self.low) / log10(self.high / self.low)
-        return self.start + share * (self.end - self.start)
+def plot(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at these pixels of the figure."""
+    full_width, full_height = figure.get_size_inches() * 72
+    place = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
+    axes = figure.add_axes(place)
+    axes.spines[:].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=SIZE, labelcolor=COLOURS["muted"], labelfontfamily="monospace")
+    return axes
 
-    def ticks(self, label: Callable[[float], str], spacing: float) -> list[Tick]:
-        """At powers of ten, with 2 and 5 between them where there is room."""
-        first, last = floor(log10(self.low)), ceil(log10(self.high))
-        decade = abs(self.end - self.start) / log10(self.high / self.low)
-        steps = (1, 2, 5) if 0.3 * decade >= spacing else (1,)
-        every = ceil(spacing / decade)
-        values = [step * 10.0**power for power in range(first, last + 1) if power % every == 0 for step in steps]
-        return [Tick(self.at(value), label(value)) for value in values if self.low <= value <= self.high]
+
+def write(axes: Axes, text: str, x: float, y: float, dx: float = 0, colour: str = "ink", **how: Any) -> Annotation:
+    """Text at this place of the axes, so many pixels aside. `gid` is what it tells where the pointer rests on it."""
+    style = {"va": "center", "fontsize": SIZE, "family": "monospace", "parse_math": False, "xytext": (dx, 0)}
+    style |= {"textcoords": "offset points", "annotation_clip": False, "color": COLOURS[colour]}
+    return axes.annotate(text, (x, y), **style | how)
+
+
+def logarithmic(axis: Axis, label: Callable[[float], str], decades: float) -> None:
+    """Ticks at powers of ten, with 2 and 5 between them where there is room."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.6 else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.grid(color=COLOURS["grid"], linewidth=1)
+
+
+def svg(figure: Figure, title: str) -> str:
+    """The figure as part of a page."""
+    telling = figure.findobj(lambda artist: artist.get_gid() is not None)
+    tips = [artist.get_gid() for artist in telling]
+    for i, artist in enumerate(telling):
+        artist.set_gid(f"tip{i}")
+    drawn = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(drawn, format="svg", transparent=True)
+    text = drawn.getvalue().split("</metadata>")[1].replace("xlink:href", "href").removesuffix("</svg>\n")
+    text = re.sub(r"<!--.*?-->|<style.*?</style>|<clipPath.*?</clipPath>", "", text, flags=re.DOTALL)
+    text = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"|font-(size|family): [^;"]*;? ?', "", text)
+    text = re.sub(r'<g id="tip(\d+)">', lambda found: f"<g><title>{html.escape(tips[int(found[1])])}</title>", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the page has ids of its own
+    for name, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    width, height = figure.get_size_inches() * 72
+    style = f"width: {width:.0f}px; max-width: 100%; min-width: {0.85 * width:.0f}px"
+    head = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" style="{style}"><title>{html.escape(title)}</title>'
+    return f"{head}{text}</svg>"
+
+
+# Bars.
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar with the text to its right; `width` 0 where there is only the text."""
-
-    kind: str  # a CSS class
-    title: str
-    text: str
-    mark: str  # a CSS class of the text
-    y: float
-    x: float = 0
-    width: float = 0
-    whisker: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    label: str
-    title: str
-    y: float
-    bars: Sequence[Bar]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A plot area, and a column of texts to its right."""
-
-    title: str
-    start: float
-    end: float
-    ticks: Sequence[Tick]
-    rows: Sequence[Row]
-    baseline: float
-    sides: Sequence[str] = ()  # what it means to be left or right of the baseline
-
-
-@dataclass(frozen=True)
-class BarChart:
-    width: float
-    height: float
-    top: float
-    bottom: float
-    panels: Sequence[Panel]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of times, or why there is none."""
+    """A value, with its interval if it has one, and the text to its right; or the text alone."""
 
     kind: str
-    title: str
+    tip: str
     text: str
-    mark: str
-    value: Interval | None = None
+    colour: str = "muted"
+    value: float | None = None
+    interval: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Amount:
-    """Of bytes; None is unknown."""
-
-    kind: str
-    title: str
-    value: float | None
+Layers = Sequence[tuple[str, Sequence[Bar]]]
 
 
-Layers = Sequence[tuple[str, Sequence[T]]]
-
-
-def speedups(layers: Layers[Ratio]) -> BarChart:
+def speedups(layers: Layers) -> Figure:
     """Bars from 1 to each ratio, on a logarithmic axis: to the right where ours is faster."""
-    ratios = [item.value for _, items in layers for item in items if item.value]
-    low = min([0.5, *(ratio.low for ratio in ratios)]) / 1.15
-    high = max([2, *(ratio.high for ratio in ratios)]) * 1.15
-    start = label_width(layers)
-    axis = Axis(low, high, start, start + 460)
-    one = axis.at(1)
-
-    def bar(item: Ratio, y: float) -> Bar:
-        if item.value is None:
-            return Bar(item.kind, item.title, item.text, item.mark, y)
-        end = axis.at(item.value.median)
-        whisker = (axis.at(item.value.low), axis.at(item.value.high))
-        return Bar(item.kind, item.title, item.text, item.mark, y, min(one, end), abs(end - one), whisker)
-
-    rows, bottom = stacked(layers, bar)
-    ticks = axis.ticks(lambda value: f"{number(value, 1)}{TIMES}", spacing=52)
-    panel = Panel("", axis.start, axis.end, ticks, rows, one, ("◀ ours slower", "ours faster ▶"))
-    return BarChart(axis.end + TEXT_ROOM, bottom + 28, TOP, bottom, [panel])
+    ends = [end for _, bars in layers for bar in bars for end in bar.interval or ()]
+    low, high = min([0.5, *ends]) / 1.15, max([2, *ends]) * 1.15
+    figure, (axes,) = bars(layers, 460)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    logarithmic(axes.xaxis, lambda value: f"{number(value, 1)}{TIMES}", log10(high / low))
+    stack(axes, layers, 1)
+    write(axes, "◀ ours slower", 1, -13, -8, "slower", ha="right")
+    write(axes, "ours faster ▶", 1, -13, 8, "faster")
+    return figure
 
 
-def memory(quantities: Mapping[str, Layers[Amount]]) -> BarChart:
-    """A panel for each quantity, with bars as shares of the largest of their layer."""
-    start, bottom, panels = label_width(next(iter(quantities.values()))), 0.0, []
-    for title, layers in quantities.items():
-        end = start + 200
-        ticks = [Tick(start, "0"), Tick((start + end) / 2, "½"), Tick(end, "largest")]
-        scaled = [(name, [(a, max(b.value or 0 for b in amounts)) for a in amounts]) for name, amounts in layers]
-        rows, bottom = stacked(scaled, lambda item, y, start=start, end=end: memory_bar(*item, y, start, end))
-        panels.append(Panel(title, start, end, ticks, rows, start))
-        start = end + TEXT_ROOM
-    return BarChart(start, bottom + 28, TOP, bottom, panels)
+def memory(quantities: Mapping[str, Layers]) -> Figure:
+    """A plot for each quantity, with bars as shares of the largest of their layer."""
+    figure, plots = bars(next(iter(quantities.values())), 200, len(quantities))
+    for axes, (title, layers) in zip(plots, quantities.items(), strict=True):
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.5, 1], ["0", "½", "largest"])
+        axes.grid(axis="x", color=COLOURS["grid"], linewidth=1)
+        stack(axes, layers, 0)
+        write(axes, title, 0, -13)
+    return figure
 
 
-def memory_bar(amount: Amount, largest: float, y: float, start: float, end: float) -> Bar:
-    text = NOTHING if amount.value is None else prefixed(amount.value, "B")
-    width = (end - start) * amount.value / largest if amount.value else 0
-    return Bar(amount.kind, f"{amount.title}: {text}", text, "", y, start, width)
+def rows(layers: Layers) -> Iterator[tuple[str, float, list[tuple[float, Bar]]]]:
+    """Each layer's name, its middle, and its bars with theirs, in pixels from the top of a plot."""
+    y = GAP / 2
+    for label, of in layers:
+        yield label, y + BAR * len(of) / 2, [(y + BAR * (i + 0.5), bar) for i, bar in enumerate(of)]
+        y += BAR * len(of) + GAP
 
 
-def stacked(layers: Layers[T], bar: Callable[[T, float], Bar]) -> tuple[list[Row], float]:
-    """The rows of a chart from top to bottom, and where they end."""
-    rows, y = [], TOP + GAP / 2
-    for name, items in layers:
-        bars = [bar(item, y + BAR * i) for i, item in enumerate(items)]
-        rows.append(Row(shortened(name, LABEL), name, y + BAR * len(items) / 2, bars))
-        y += BAR * len(items) + GAP
-    return rows, y - GAP / 2
+def bars(layers: Layers, width: float, count: int = 1) -> tuple[Figure, list[Axes]]:
+    """So many plots beside each other, whose rows are these layers."""
+    start = CHARACTER * min(LABEL, max(len(label) for label, _ in layers)) + 16
+    height = sum(BAR * len(of) + GAP for _, of in layers)
+    figure = picture(start + count * (width + TEXT_ROOM), TOP + height + BOTTOM)
+    plots = [plot(figure, start + i * (width + TEXT_ROOM), TOP, width, height) for i in range(count)]
+    for axes in plots:
+        axes.set_ylim(height, 0)
+        axes.set_yticks([])
+    for label, middle, _ in rows(layers):
+        write(plots[0], shortened(label, LABEL), 0, middle, -10, ha="right", gid=label, xycoords=LEFT(plots[0]))
+    return figure, plots
 
 
-def label_width(layers: Layers[Any]) -> float:
-    return CHARACTER * min(LABEL, max(len(name) for name, _ in layers)) + 16
+def stack(axes: Axes, layers: Layers, base: float) -> None:
+    """Bars from `base` to their values."""
+    axes.axvline(base, color=COLOURS["ink"], linewidth=1)
+    for y, bar in (placed for *_, of in rows(layers) for placed in of):
+        if bar.value:
+            axes.barh(y, bar.value - base, 9, base, color=COLOURS[bar.kind], gid=bar.tip)
+        if bar.interval:
+            axes.plot(bar.interval, (y, y), color=COLOURS["ink"], linewidth=1)
+        write(axes, bar.text, 1, y, 16, bar.colour, gid=bar.tip, xycoords=LEFT(axes))
+
+
+LEFT = Axes.get_yaxis_transform  # from 0 at the left to 1 at the right
+
+
+# The roofline.
 
 
 @dataclass(frozen=True)
@@ -203,106 +211,63 @@ class Point:
     dtype: str
     intensity: float  # FLOP/byte
     rate: float  # FLOP/s
-    title: str
+    tip: str
 
 
-@dataclass(frozen=True)
-class Mark:
-    x: float
-    y: float
-    kind: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Line:
-    kind: str
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-
-    def boxes(self) -> list[Box]:
-        """Small boxes that together cover it."""
-        steps = 1 + int(max(abs(self.x2 - self.x1), abs(self.y2 - self.y1)) / 4)
-        shares = [i / steps for i in range(steps + 1)]
-        middles = [(self.x1 + share * (self.x2 - self.x1), self.y1 + share * (self.y2 - self.y1)) for share in shares]
-        return [(x - 2, y - 2, x + 2, y + 2) for x, y in middles]
-
-
-@dataclass(frozen=True)
-class Text:
-    x: float
-    y: float
-    text: str
-    kind: str
-    anchor: str = "start"
-
-    def box(self) -> Box:
-        width = CHARACTER * len(self.text)
-        left = self.x - {"start": 0, "middle": width / 2, "end": width}[self.anchor]
-        return left, self.y - SIZE, left + width, self.y + 3
-
-
-@dataclass(frozen=True)
-class Roofline:
-    width: float
-    height: float
-    plot: Box
-    x_ticks: Sequence[Tick]
-    y_ticks: Sequence[Tick]
-    roofs: Sequence[Line]
-    marks: Sequence[Mark]
-    texts: Sequence[Text]
-
-
-def roofline(points: Sequence[Point], roofs: Sequence[Mapping[str, float]]) -> Roofline:
+def roofline(points: Sequence[Point], roofs: Sequence[Mapping[str, float]]) -> Figure:
     """Attained FLOP/s against FLOP/byte, both logarithmic, under the roofs of each run; the last run's are named."""
     dtypes = [dtype for dtype in DTYPES if any(point.dtype == dtype for point in points)]
-    ridges = [of[dtype] / of["copy"] for of in roofs for dtype in dtypes if dtype in of]
-    rates = [of[dtype] for of in roofs for dtype in dtypes if dtype in of]
-    left, top, right, bottom = plot = (58.0, 22.0, 508.0, 340.0)
-    across = [*ridges, *(point.intensity for point in points)]
-    x = Axis(min(across) / 3, max(across) * 5, left, right)
-    up = [*rates, *(point.rate for point in points)]
-    y = Axis(min(up) / 3, max(up) * 4, bottom, top)
+    known = [(of["copy"], dtype, of[dtype]) for of in roofs for dtype in dtypes if dtype in of]
+    across = [*(rate / copy for copy, _, rate in known), *(point.intensity for point in points)]
+    up = [*(rate for *_, rate in known), *(point.rate for point in points)]
+    left, right, low, high = min(across) / 3, max(across) * 5, min(up) / 3, max(up) * 4
+
+    figure = picture(548, 386)
+    axes = plot(figure, 58, 22, 450, 318)
+    axes.spines[:].set(visible=True, color=COLOURS["rule"])
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, high))
+    logarithmic(axes.xaxis, lambda value: number(value, 1), log10(right / left))
+    logarithmic(axes.yaxis, lambda value: prefixed(value, "", 1), log10(high / low))
+    write(axes, "FLOP per byte", 0.5, -36 / 318, ha="center", xycoords="axes fraction")
+    write(axes, "FLOP/s", -57 / 450, 1 + 12 / 318, xycoords="axes fraction")
 
     lines = []
     for of in roofs:
-        lowest, highest = max(x.low, y.low / of["copy"]), max(of[dtype] for dtype in dtypes if dtype in of)
-        lines.append(Line("copy", x.at(lowest), y.at(lowest * of["copy"]), x.at(highest / of["copy"]), y.at(highest)))
-        for dtype in dtypes:
-            if dtype in of:
-                lines.append(Line(dtype, x.at(of[dtype] / of["copy"]), y.at(of[dtype]), right, y.at(of[dtype])))
-    marks = [Mark(x.at(point.intensity), y.at(point.rate), point.dtype, point.title) for point in points]
-    texts, height = names(points, marks, lines, plot), 0.0
+        copy, highest = of["copy"], max(of[dtype] for dtype in dtypes if dtype in of)
+        first = max(left, low / copy)
+        lines += axes.plot((first, highest / copy), (first * copy, highest), color=COLOURS["ink"], linewidth=1.6)
+    for copy, dtype, rate in known:
+        lines += axes.plot((rate / copy, right), (rate, rate), color=COLOURS[dtype], linewidth=1.6)
+    for point in points:
+        face = (COLOURS[point.dtype], 0.35)
+        how = {"color": COLOURS[point.dtype], "markerfacecolor": face, "markersize": 7, "gid": point.tip}
+        axes.plot(point.intensity, point.rate, MARKERS[point.dtype], **how)
+    height = float("inf")
     for dtype in sorted((d for d in dtypes if d in roofs[-1]), key=lambda d: -roofs[-1][d]):
-        height = max(height + SIZE + 1, y.at(roofs[-1][dtype]) + 4)
-        texts.append(Text(right + 5, height, dtype, dtype))
-    per_byte = x.ticks(lambda value: number(value, 1), spacing=44)
-    per_second = y.ticks(lambda value: prefixed(value, "", 1), spacing=24)
-    return Roofline(right + 40, bottom + 46, plot, per_byte, per_second, lines, marks, texts)
+        height = min(height - SIZE - 1, axes.transData.transform((1, roofs[-1][dtype]))[1])
+        write(axes, dtype, 513, height, colour=dtype, xycoords="figure points")
+    names(axes, points, lines)
+    return figure
 
 
-def names(points: Sequence[Point], marks: Sequence[Mark], lines: Sequence[Line], plot: Box) -> list[Text]:
+def names(axes: Axes, points: Sequence[Point], lines: Sequence[Line2D]) -> None:
     """Names of cases, each once and only where it covers nothing."""
-    taken = [(mark.x - 4, mark.y - 4, mark.x + 4, mark.y + 4) for mark in marks]
-    taken += [box for line in lines for box in line.boxes()]
-    placed: dict[str, Text] = {}
-    for point, mark in zip(points, marks, strict=True):
-        if point.name in placed:
-            continue
-        name = shortened(point.name, LABEL)
-        for dx, dy, anchor in ((7, 4, "start"), (-7, 4, "end"), (0, -8, "middle"), (0, 17, "middle")):
-            text = Text(mark.x + dx, mark.y + dy, name, "name", anchor)
-            box = text.box()
-            inside = plot[0] < box[0] and plot[1] < box[1] and box[2] < plot[2] and box[3] < plot[3]
-            if inside and not any(overlap(box, other) for other in taken):
-                placed[point.name] = text
-                taken.append(box)
+    marks = axes.transData.transform([(point.intensity, point.rate) for point in points])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
+    roofs = [line.get_path().transformed(line.get_transform()) for line in lines]
+    placed = set()
+    for point, (x, y) in zip(points, marks, strict=True):
+        for dx, dy, ha in ((7, 0, "left"), (-7, 0, "right"), (0, 12, "center"), (0, -12, "center")):
+            if point.name in placed:
                 break
-    return list(placed.values())
-
-
-def overlap(box: Box, other: Box) -> bool:
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+            text = write(axes, shortened(point.name, LABEL), x + dx, y + dy, colour=point.dtype, ha=ha,
+                         xycoords="figure points")  # fmt: skip
+            box = text.get_window_extent()
+            inside = Bbox.intersection(box, axes.bbox)
+            if inside is None or inside.size.tolist() != box.size.tolist() or box.count_overlaps(taken) or any(
+                roof.intersects_bbox(box, filled=False) for roof in roofs
+            ):
+                text.remove()
+                continue
+            placed.add(point.name)
+            taken.append(box)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from bench import charts
 from bench.charts import NOTHING, TIMES, number, prefixed
@@ -168,44 +170,47 @@ def grid(found: Sequence[Section]) -> dict[str, dict[str, Section]]:
     return rows
 
 
-def speedup_chart(section: Section) -> charts.BarChart:
+def speedup_chart(section: Section) -> Figure:
     """Each layer beside the fastest rival of each family."""
 
-    def ratio(layer: Layer, family: str) -> charts.Ratio:
+    def bar(layer: Layer, family: str) -> charts.Bar:
         rival = layer.fastest(family)
         value = layer.ratio(rival) if rival else None
         if rival is None or value is None:
-            return charts.Ratio(family, f"{layer.case}: nothing to compare with {FAMILIES[family]}", NOTHING, "")
+            return charts.Bar(family, f"{layer.case}: nothing to compare with {FAMILIES[family]}", NOTHING)
         said = verdict(value)
         text = f"{VERDICTS[said][0]} {number(value.median)}{TIMES}"
-        title = f"{layer.case} beside {rival}: {number(value.median)} [{number(value.low)}, {number(value.high)}]"
-        return charts.Ratio(family, title, text, said, value)
+        tip = f"{layer.case} beside {rival}: {number(value.median)} [{number(value.low)}, {number(value.high)}]"
+        colour = "muted" if said == "even" else said
+        return charts.Bar(family, tip, text, colour, value.median, (value.low, value.high))
 
-    return charts.speedups([(layer.case, [ratio(layer, family) for family in FAMILIES]) for layer in section.layers])
+    return charts.speedups([(layer.case, [bar(layer, family) for family in FAMILIES]) for layer in section.layers])
 
 
-def memory_chart(section: Section) -> charts.BarChart | None:
+def memory_chart(section: Section) -> Figure | None:
     """Bytes of ours, and of the rival of each family that needs the least."""
 
-    def amounts(layer: Layer, quantity: str) -> list[charts.Amount]:
+    def bars(layer: Layer, quantity: str) -> list[charts.Bar]:
         known = {p: getattr(row, quantity) for p in layer.outcomes if (row := layer.row(p))}
-        found = []
+        largest, found = 0, []
         for family in (OURS, *FAMILIES):
             of = [(value, p) for p, value in known.items() if p.startswith(family) and value is not None]
             value, provider = min(of, default=(None, family))
-            found.append(charts.Amount(family, f"{layer.case}, {provider}", value))
-        return found
+            largest = max(largest, value or 0)
+            found.append((family, provider, value))
+        texts = [NOTHING if value is None else prefixed(value, "B") for *_, value in found]
+        return [
+            charts.Bar(family, f"{layer.case}, {provider}: {text}", text, value=value / largest if value else None)
+            for (family, provider, value), text in zip(found, texts, strict=True)
+        ]
 
     quantities = {"peak": "peak_bytes", "kept for the backward": "saved_bytes"}
-    panels = {
-        title: [(layer.case, amounts(layer, quantity)) for layer in section.layers]
-        for title, quantity in quantities.items()
-    }
-    known = {t: layers for t, layers in panels.items() if any(a.value is not None for _, of in layers for a in of)}
+    plots = {title: [(layer.case, bars(layer, of)) for layer in section.layers] for title, of in quantities.items()}
+    known = {t: layers for t, layers in plots.items() if any(bar.text != NOTHING for _, of in layers for bar in of)}
     return charts.memory(known) if known else None
 
 
-def rooflines(found: Sequence[Section], runs: Sequence[Run]) -> dict[str, charts.Roofline]:
+def rooflines(found: Sequence[Section], runs: Sequence[Run]) -> dict[str, Figure]:
     """A picture for each pass; cases that compute or move nothing have no place in it."""
     pictures = {}
     for pass_ in PASSES:
@@ -216,8 +221,8 @@ def rooflines(found: Sequence[Section], runs: Sequence[Run]) -> dict[str, charts
                 if row and row.flops and row.bytes:
                     rate = row.flops / row.device_us.median * 1e6
                     share = row.floor_us / row.device_us.median
-                    title = f"{section.title}, {row.case}: {prefixed(rate, 'FLOP/s')}, {share:.0%} of the roof"
-                    points.append(charts.Point(row.case, row.dtype, row.flops / row.bytes, rate, title))
+                    tip = f"{section.title}, {row.case}: {prefixed(rate, 'FLOP/s')}, {share:.0%} of the roof"
+                    points.append(charts.Point(row.case, row.dtype, row.flops / row.bytes, rate, tip))
                     used.append(layer.outcomes[OURS].run)
         roofs = [run.machine.roofs for run in runs if run.machine and any(run is one for one in used)]
         if points:
@@ -326,12 +331,12 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: round(value, 1) if isinstance(value, float) else value,  # coordinates in charts
     )
     environment.filters |= {"number": number, "prefixed": prefixed, "md": markdown_text}
     environment.globals |= {"OURS": OURS, "FAMILIES": FAMILIES, "PASSES": PASSES}
     environment.globals |= {"VERDICTS": VERDICTS, "verdict": verdict}
     environment.globals |= {"speedup_chart": speedup_chart, "memory_chart": memory_chart}
+    environment.globals |= {"svg": lambda figure, title: Markup(charts.svg(figure, title)), "COLOURS": charts.COLOURS}
     return environment.get_template(template).render(values)
 
 

@@ -9,11 +9,13 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations, product
-from math import inf, isclose, log10, nan
+from math import inf, isclose, nan
 from pathlib import Path
 
 import pytest
+from matplotlib.lines import Line2D
 
+from bench import charts
 from bench.charts import TIMES, number, prefixed
 from bench.report import BEGIN, END, main
 from bench.rows import OURS, DeviceRow, EvidenceRow, Interval, NotTimed, ResultsError, load, record
@@ -247,48 +249,50 @@ def test_tables_and_pictures_are_named(full):
 
 
 def pictures(text):
-    return [ET.fromstring(found) for found in re.findall(r"<svg viewBox.*?</svg>", text, re.DOTALL)]
+    """As text, each of which is well-formed."""
+    found = re.findall(r"<svg viewBox.*?</svg>", text, re.DOTALL)
+    assert all(ET.fromstring(picture).get("role") == "img" for picture in found)
+    return found
 
 
-def text_box(text):
-    content, x, y = "".join(text.itertext()), float(text.get("x")), float(text.get("y"))
-    title = text.find("title")
-    content = content.removeprefix("" if title is None else title.text)
-    width = 0.602 * 11 * len(content)
-    left = x - {"start": 0, "middle": width / 2, "end": width}[text.get("text-anchor", "start")]
-    return left, y - 8, left + width, y + 2, content
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of the pages that are written meanwhile, by title."""
+    figures, svg = {}, charts.svg
+    monkeypatch.setattr(charts, "svg", lambda figure, title: figures.update({title: figure}) or svg(figure, title))
+    return figures
 
 
-def extent(mark):
-    """Left, top, right, bottom of what is drawn."""
-    get = lambda *names: [float(mark.get(name)) for name in names]  # noqa: E731
-    if mark.tag == "rect":
-        x, y, width, height = get("x", "y", "width", "height")
-        return x, y, x + width, y + height
-    if mark.tag == "line":
-        x1, y1, x2, y2 = get("x1", "y1", "x2", "y2")
-        return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-    if mark.tag == "circle":
-        x, y, r = get("cx", "cy", "r")
-        return x - r, y - r, x + r, y + r
-    x, y = numbers(mark.get("d").split("l")[0])
-    return x - 5, y, x + 5, y + 10
+def test_pictures_are_parts_of_the_page_in_its_colours(full_text):
+    found = pictures(full_text)
+    assert len(found) == 4 + 2 * 12  # a roofline for each pass; speed-ups and memory of each dtype and pass
+    for picture in found:
+        assert not re.search(r"#[0-9a-f]{6}|url\(|font", picture)
+        assert set(re.findall(r"var\(--(\w+)\)", picture)) <= charts.COLOURS.keys()
+        named = set(re.findall(r' id="(\w+)"', picture))
+        assert named == set(re.findall(r' href="#(\w+)"', picture)), "ids are of what is drawn more than once"
 
 
-def test_pictures_are_well_formed_and_nothing_is_cut_off_or_overlaps(full_text):
-    drawn = [picture for picture in pictures(full_text) if picture.get("role") == "img"]
-    assert len(drawn) == 4 + 2 * 12  # a roofline for each pass; speed-ups and memory of each dtype and pass
-    for picture in drawn:
-        width, height = (float(size) for size in picture.get("viewBox").split()[2:])
-        texts = [text_box(text) for text in picture.iter("text")]
-        marks = [extent(mark) for tag in ("rect", "line", "circle", "path") for mark in picture.iter(tag)]
-        assert len(marks) > 50
-        for left, top, right, bottom, *_ in texts + marks:
-            assert 0 <= left <= right <= width
-            assert 0 <= top <= bottom <= height
-        bars = [extent(bar) for bar in picture.iter("rect") if bar.get("class").startswith("bar")]
-        for a, b in (*combinations(texts, 2), *product(texts, bars)):
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+def texts_of(axes):
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        yield from (tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
+    yield from axes.texts
+
+
+def test_nothing_is_cut_off_or_overlaps(drawn, tmp_path, full_rows):
+    rows = [row for row in full_rows if row.pass_ in ("inference", "both") and row.dtype != "fp16"]
+    report(small(tmp_path / "r", *rows))
+    assert len(drawn) == 2 + 2 * 4
+    for title, figure in drawn.items():
+        boxes = [(t.get_text(), t.get_window_extent()) for axes in figure.axes for t in texts_of(axes)]
+        bars = [(bar.get_gid(), bar.get_window_extent()) for axes in figure.axes for bar in axes.patches]
+        assert len(boxes) + len(bars) + len(figure.findobj(Line2D)) > 50
+        for what, box in boxes + bars:
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1, (title, what)
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1, (title, what)
+        for (what, box), (other, others) in (*combinations(boxes, 2), *product(boxes, bars)):
+            assert not box.padded(-1).overlaps(others.padded(-1)), (title, what, other)
 
 
 def test_every_measured_case_of_ours_is_a_mark_in_the_roofline(full, full_rows):
@@ -299,62 +303,41 @@ def test_every_measured_case_of_ours_is_a_mark_in_the_roofline(full, full_rows):
         wanted = sorted(
             f"{row.op}, {row.dtype}, {pass_}, channels_last, {row.case}" for row in ours if isinstance(row, DeviceRow)
         )
-        assert sorted(text_of(group.find("title")).split(":")[0] for group in figure.iter("g")) == wanted
+        assert sorted(text_of(title).split(":")[0] for title in figure.iterfind(".//g/title")) == wanted
     assert len(figures) == 4
 
 
-UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+def test_marks_and_roofs_stand_where_they_were_measured(drawn, tmp_path):
+    report(small(tmp_path / "r", synthetic.device_row(flops=3e9, bytes=1e8, device_us=Interval(200, 190, 210))))
+    (axes,) = drawn["Roofline of ours, inference"].axes
+    copy, roof, mark = axes.get_lines()
+    assert mark.get_xydata().tolist() == [[30, pytest.approx(3e9 / 200e-6)]]
+    assert roof.get_ydata().tolist() == [7.9e14, 7.9e14]
+    assert copy.get_ydata() / copy.get_xdata() == pytest.approx([4.3e12, 4.3e12])
+    assert copy.get_xydata()[-1].tolist() == pytest.approx(roof.get_xydata()[0].tolist()), "they meet"
 
 
-def axis(texts, unit_of):
-    """From two ticks: coordinate -> value, on a logarithmic axis."""
-    (at, value), (other_at, other_value) = [(at, float(text.split()[0]) * unit_of(text)) for at, text in texts[:2]]
-    slope = log10(other_value / value) / (other_at - at)
-    return lambda coordinate: value * 10 ** (slope * (coordinate - at))
-
-
-def test_marks_and_roofs_stand_where_the_ticks_say(tmp_path):
-    row = synthetic.device_row(flops=3e9, bytes=1e8, device_us=Interval(200, 190, 210))
-    (picture,) = [p for p in pictures(report(small(tmp_path / "r", row))) if "Roofline" in p.find("title").text]
-    ticks = [(float(t.get("x")), float(t.get("y")), t.text) for t in picture.iter("text") if t.get("class") == "muted"]
-    across = axis([(x, text) for x, y, text in ticks if y > 350], lambda text: 1)
-    up = axis([(y - 4, text) for x, y, text in ticks if y < 350], lambda text: UNITS[text.partition(" ")[2]])
-    mark = picture.find(".//circle")
-    assert across(float(mark.get("cx"))) == pytest.approx(30, rel=0.02)
-    assert up(float(mark.get("cy"))) == pytest.approx(3e9 / 200e-6, rel=0.02)
-    copy, roof = (next(picture.iterfind(f"line[@class='roof {name}']")) for name in ("copy", "bf16"))
-    assert up(float(roof.get("y1"))) == pytest.approx(7.9e14, rel=0.02)
-    for end in "12":
-        x, y = across(float(copy.get(f"x{end}"))), up(float(copy.get(f"y{end}")))
-        assert y / x == pytest.approx(4.3e12, rel=0.03)
-
-
-def test_bars_are_as_long_as_their_ratios(tmp_path):
+def test_bars_are_as_long_as_their_ratios(drawn, tmp_path):
     fast, slow = (
         synthetic.device_row(provider="eager", device_us=Interval(t, t, t), case=c) for t, c in ((40, "a"), (2.5, "b"))
     )
     ours = [synthetic.device_row(case=case, device_us=Interval(10, 10, 10)) for case in "ab"]
-    (picture,) = [
-        p for p in pictures(report(small(tmp_path / "r", *ours, fast, slow))) if "Speed" in p.find("title").text
-    ]
-    one = float(picture.find("line[@class='base']").get("x1"))
-    bars = [extent(bar) for bar in picture.iter("rect")]
-    assert bars[0][0] == pytest.approx(one, abs=0.2)
-    assert bars[1][2] == pytest.approx(one, abs=0.2)
-    assert bars[0][2] - bars[0][0] == pytest.approx(bars[1][2] - bars[1][0], abs=0.3)  # 4 and 1/4
-    words = {text.get("class"): text.text for text in picture.iter("text") if TIMES in (text.text or "")}
-    assert number(4) in words["faster"]
-    assert number(0.25) in words["slower"]
+    report(small(tmp_path / "r", *ours, fast, slow))
+    (axes,) = next(figure for title, figure in drawn.items() if title.startswith("Speed-ups")).axes
+    assert [sorted((bar.get_x(), bar.get_x() + bar.get_width())) for bar in axes.patches] == [[1, 4], [0.25, 1]]
+    words = {text.get_color(): text.get_text() for text in axes.texts if TIMES in text.get_text()}
+    assert number(4) in words[charts.COLOURS["faster"]]
+    assert number(0.25) in words[charts.COLOURS["slower"]]
 
 
-def test_memory_bars_are_shares_of_the_largest_and_show_the_least_of_each_kind(tmp_path):
+def test_memory_bars_are_shares_of_the_largest_and_show_the_least_of_each_kind(drawn, tmp_path):
     peaks = {OURS: 1e6, "eager": 4e6, "eager contiguous": 2e6, "compile": 3e6, "compile max-autotune": None}
     rows = [synthetic.device_row(provider=provider, peak_bytes=peak) for provider, peak in peaks.items()]
-    (picture,) = [p for p in pictures(report(small(tmp_path / "r", *rows))) if "Memory" in p.find("title").text]
-    widths = [float(bar.get("width")) for bar in picture.iter("rect")]
-    assert [width / max(widths) for width in widths] == pytest.approx([1 / 3, 2 / 3, 1], abs=0.01)
-    titles = [text_of(group.find("title")) for group in picture.iter("g")]
-    assert titles == ["k, ours: 1.00 MB", "k, eager contiguous: 2.00 MB", "k, compile: 3.00 MB"]
+    report(small(tmp_path / "r", *rows))
+    (axes,) = next(figure for title, figure in drawn.items() if title.startswith("Memory")).axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([1 / 3, 2 / 3, 1])
+    written = [text.get_text() for text in axes.texts if text.get_text().endswith("MB")]
+    assert written == ["1.00 MB", "2.00 MB", "3.00 MB"]
 
 
 @pytest.mark.parametrize("error", [3e-3, nan, inf])
