@@ -1,4 +1,4 @@
-"""Checks of what modules are made with: each raises one sentence naming class, argument and value."""
+"""Checks of constructor arguments of modules. Each raises one sentence that names class, argument and value."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def scalar_of(of: str, name: str, value: Any) -> None:
 
 
 def keep_scalar(module: torch.nn.Module, name: str, value: Any) -> None:
-    """As an attribute; a tensor that is no parameter as a buffer, which follows the module."""
+    """Keep a scalar as an attribute of a module. A tensor that is not a parameter becomes a buffer, which follows the
+    module."""
     if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
         module.register_buffer(name, value)
     else:
@@ -56,7 +57,7 @@ def number_of(of: str, name: str, value: Any, right: Callable[[float], bool], li
 
 
 def convolution(of: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a convolution block of which tensors are not asked, as torch.nn.Conv2d takes them."""
+    """The arguments of a convolution block but its tensors, checked and in the form that torch.nn.Conv2d keeps."""
     values = {name: plain(value) for name, value in given.items()}
     for name in ("in_channels", "out_channels"):
         values[name] = integer(of, name, given[name], 1)

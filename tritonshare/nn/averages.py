@@ -1,4 +1,4 @@
-"""Integers that name something, and torch's averages of a model, which can be told to average buffers."""
+"""Refuses to average index tensors: torch's averages of a model can be asked to average buffers, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ..check import ArgumentError
 
 
 def refuse_averaged(name: str, indices: str) -> None:
-    """For a module's `__getstate__`: an average begins with a copy of the model, and nothing else tells of it."""
+    """Called by a module's `__getstate__`: an average begins with a copy of the model, and there is no other sign of
+    it."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is AveragedModel.__init__.__code__ and frame.f_locals.get("use_buffers"):

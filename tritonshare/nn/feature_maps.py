@@ -24,15 +24,15 @@ STATISTICS = ("counts", "sums")
 
 @serializable
 class Assigned(NamedTuple):
-    """What FeatureMaps makes of inputs [..., dim]."""
+    """What FeatureMaps returns for inputs [..., dim]."""
 
-    output: torch.Tensor  # [..., dim]: the nearest feature, or the mixture of them
+    output: torch.Tensor  # [..., dim]: the nearest feature, or a mixture of features
     indices: torch.Tensor  # [...] int64: the nearest feature
     values: torch.Tensor  # [...]: its distance, or its similarity
 
 
 class Fit(NamedTuple):
-    """How FeatureMaps.fit ended."""
+    """The outcome of FeatureMaps.fit."""
 
     inertia: float  # the sum of squared distances of inputs to their features
     iterations: int
@@ -40,7 +40,8 @@ class Fit(NamedTuple):
 
 
 class FeatureMaps(torch.nn.Module):
-    """`num_features` vectors of `dim` numbers, to which inputs are assigned and which follow them.
+    """`num_features` vectors of `dim` numbers, the features. Inputs are assigned to features, and features follow
+    inputs.
 
     The article's steps: similar inputs share a feature map; every input is compared with all of them, and assigned; the
     feature maps are updated, by the mean of the inputs assigned to them or along the gradient. (From similarities to
@@ -56,24 +57,26 @@ class FeatureMaps(torch.nn.Module):
         assign: "hard": the nearest feature, the first of equally near ones. Its gradient goes straight through: to the
             input as if it were the output, and to a learned feature as that which was picked. "soft": the mean of all
             features by the softmax of similarity (or minus distance) over `temperature`.
-        decay: of the moving average, from 0 (the last batch alone) to less than 1.
-        temperature: of "soft"; a number or a tensor of one element, such as a parameter that learns. So is gamma.
+        decay: the decay of the moving average, from 0 (the last batch alone) to less than 1.
+        temperature: for "soft": a number or a tensor of one element, such as a parameter that learns. So is gamma.
         reseed: a feature whose count is below this is empty, and is seeded again: the emptiest (of equally empty ones
             the first) gets the input that is farthest from its own feature, the next one the next, each with a count of
-            1. 0 for never. On a GPU it makes the host wait once for every update, but not in compiled code.
+            1. With 0 none is seeded again. On a GPU the host waits once for every update, but not in compiled code.
         clip: each input contributes to the mean with at most this L2 norm; longer ones are scaled down to it.
-        noise: adds normal noise to each update's sums, of standard deviation noise * clip, and counts, of `noise`.
-            It needs clip, and `assign="hard"`. What it gives: each of the two is a Gaussian mechanism with the noise
-            multiplier `noise` for adding or removing one input of a batch; both together are one with noise / sqrt(2).
-            No accountant is included: how the epsilons of many updates, and of sampled batches, add up is for yours to
-            tell. Nothing but the update is private: not the assignment of an input, not what a layer above learns, not
-            the first features if they came from `fit`. Noise comes from NumPy's generator, by `seed` and the number of
-            the update: who knows or guesses the seed can take the noise away, so for privacy draw it, such as with
-            `secrets.randbits(128)`, and keep it to yourself; what floating-point noise gives away is not mended. Empty
-            features are then not seeded from inputs but beside the feature with the largest count.
-        seed: of noise, at least 0. Processes that train together must agree on it.
-        gamma: of "rbf"; eps: as in `functional.similarity_weight`.
-        process_group: of torch.distributed; where one is initialized, the mean is over the inputs of all its processes.
+        noise: adds normal noise to the sums of each update, with standard deviation noise * clip, and to its counts,
+            with standard deviation `noise`. It needs clip and `assign="hard"`. For adding or removing one input of a
+            batch, sums and counts are each a Gaussian mechanism with the noise multiplier `noise`, and both together
+            are one with noise / sqrt(2). No accountant is included, which would add up the epsilons of many updates and
+            of sampled batches. Only the update is private: not the assignment of an input, not what a layer above
+            learns, and not the first features if they came from `fit`. Noise comes from NumPy's generator, by `seed`
+            and the number of the update. Who knows or guesses the seed can subtract the noise, so for privacy draw the
+            seed, for example with `secrets.randbits(128)`, and keep it secret. Noise in floating point can leak
+            information, and nothing is done about that. Empty features are then seeded beside the feature with the
+            largest count, not from inputs.
+        seed: of the noise's generator, at least 0. Processes that train together must agree on it.
+        gamma, eps: as in `functional.similarity_weight`.
+        process_group: a group of torch.distributed. Where one is initialized, the mean is over the inputs of all its
+            processes.
 
     Shape: input [..., dim]; returns `Assigned`: output [..., dim], indices [...], values [...].
 
@@ -151,7 +154,7 @@ class FeatureMaps(torch.nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Features normal, with a length of about 1, to which nothing was assigned yet."""
+        """Draw normal features with a length of about 1, to which no input was assigned yet."""
         self.features.normal_(0, self.dim**-0.5)
         if self.update == "mean":
             for statistic in (self.updates, self.counts, self.sums):
@@ -203,7 +206,8 @@ class FeatureMaps(torch.nn.Module):
     # The moving average.
 
     def _past(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The features of the first forward, where a checkpoint computes it again; else what it may need is kept."""
+        """The features that the first forward saw, if a checkpoint computes that forward again. Else remember them in
+        case one will."""
         refuse_replica(self, "moving averages")
         if torch.compiler.is_compiling():
             return None
@@ -282,7 +286,7 @@ class FeatureMaps(torch.nn.Module):
         return torch.ops.tritonshare.normal(self.updates, shape, str(self.seed), stream)
 
     def _seed_again(self, empty: torch.Tensor, x: torch.Tensor, values: torch.Tensor) -> None:
-        """Seed as many features as `empty` says, the emptiest first. Nothing waits for the number."""
+        """Seed as many features as `empty` says, the emptiest first. The host does not wait to know how many."""
         order = torch.sort(self.counts, stable=True).indices
         seeded = torch.arange(self.num_features, device=order.device) < empty
         if self.noise:
@@ -299,8 +303,8 @@ class FeatureMaps(torch.nn.Module):
         self.sums[order] = torch.where(seeded[:, None], rows.to(self.sums.dtype), self.sums[order])
 
     def _farthest(self, x: torch.Tensor, distances: torch.Tensor, many: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inputs, of all processes, with the largest distances, [many, dim], the first of equal ones; and whether
-        there are so many whose distance is more than -inf, [many]."""
+        """The inputs of all processes with the largest distances, [many, dim], the first of equal ones; and which of
+        these rows are inputs, [many]: there may be fewer, and one with a distance of -inf does not count."""
         distances = torch.nn.functional.pad(distances.double(), (0, many), value=-math.inf)
         distances, far = torch.sort(distances, descending=True, stable=True)
         distances, far = distances[:many], far[:many]
@@ -336,21 +340,22 @@ class FeatureMaps(torch.nn.Module):
         restarts: int = 1,
         seed: int = 0,
     ) -> Fit:
-        """k-means: assign all inputs, move every feature to the mean of its own, until nothing moves.
+        """Fit the features by k-means: assign all inputs, move every feature to the mean of its inputs, until nothing
+        moves.
 
         Args:
-            x: [N, dim], or this process' part of it: means are over those of all processes.
+            x: [N, dim]; with torch.distributed the rows of this process: means are over the rows of all processes.
             iterations: at most this many.
-            tolerance: it ends where the features' squared movement, in all, is at most this times the mean variance of
-                x along an axis.
-            start: "k-means++" (greedy: of 2 + log(num_features) drawn inputs the best is taken; the first process'
-                inputs only), "features" (those that there are), or [num_features, dim].
-            restarts: with "k-means++", the best of so many.
-            seed: of what is drawn; the same seed gives the same features.
+            tolerance: fitting ends when the features' squared movement, summed over all of them, is at most this times
+                the mean variance of x along an axis.
+            start: "k-means++" (greedy: of 2 + log(num_features) drawn inputs the best is taken; only the first process'
+                inputs are drawn from), "features" (the present ones), or a tensor [num_features, dim].
+            restarts: with "k-means++", how often to start; the best fit is kept.
+            seed: of the generator that draws inputs; the same seed gives the same features.
 
-        An empty feature gets the input farthest from its own, as long as that helps. `clip` counts, `noise` must be 0:
-        fit is not private. With update="mean" the moving average then goes on from these features, each by its
-        share of the inputs, 1 on average.
+        An empty feature gets the input that is farthest from its feature, as long as that helps. `clip` applies;
+        `noise` must be 0, since fit is not private. With update="mean" the moving average then goes on from these
+        features, each by its share of the inputs, 1 on average.
 
         Raises: ArgumentError, in one sentence, before anything is changed.
         """
@@ -403,9 +408,9 @@ class FeatureMaps(torch.nn.Module):
             raise ArgumentError(f"FeatureMaps.fit: x axis 0 (N) is {few}")
 
     def _centre_and_variances(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of all processes' inputs, in fp64 and by axis. Distances do not heed where inputs lie, but their rounding
-        does; other similarities do, and have a centre of 0. A centre is a multiple of a power of two near the standard
-        deviation, so that no input is rounded where it is taken away."""
+        """The centre and the variances of all processes' inputs, in fp64 and by axis. Distances do not depend on where
+        inputs lie, but their rounding does; other similarities depend on it, and have a centre of 0. A centre is a
+        multiple of a power of two near the standard deviation, so that no input is rounded where it is taken away."""
         wide = x.double()
         number = self._over_processes(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device))
         mean = self._over_processes(wide.sum(0)) / number
@@ -421,7 +426,7 @@ class FeatureMaps(torch.nn.Module):
         return nearest(x, features, kind=kind, gamma=self.gamma, eps=self.eps).indices[:, 0]
 
     def _iterate(self, x: torch.Tensor, features: torch.Tensor, iterations: int, moves: float) -> Any:
-        def distances() -> torch.Tensor:  # squared; differences first, which does not cancel
+        def distances() -> torch.Tensor:  # squared, by differences, which do not cancel
             return (x - features[indices]).square().sum(1)
 
         converged, done, seeded = False, 0, math.inf  # seeded: the inertia when features were last seeded
@@ -434,7 +439,7 @@ class FeatureMaps(torch.nn.Module):
             if len(empty):
                 apart = distances()
                 inertia = float(self._over_processes(apart.double().sum()))
-                if inertia < seeded:  # it helped, or none was seeded yet
+                if inertia < seeded:  # seeding helped, or none was seeded yet
                     seeded = inertia
                     rows, valid = self._farthest(x, torch.where(apart > 0, apart, -math.inf), len(empty))
                     new[empty[valid]] = rows[valid]
@@ -475,7 +480,7 @@ class FeatureMaps(torch.nn.Module):
         return features
 
     def _apply(self, fn, recurse=True):
-        """Statistics keep their precision where the module takes a shorter dtype."""
+        """Convert the module, but let statistics keep their precision where it takes a shorter dtype."""
         before = {name: self._buffers[name] for name in STATISTICS if name in self._buffers}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -507,8 +512,8 @@ LIBRARY.define("normal(Tensor updates, SymInt[] shape, str seed, int stream) -> 
 
 
 def _normal(updates: torch.Tensor, shape: Any, seed: str, stream: int) -> torch.Tensor:
-    """Of NumPy's generator, since torch's for the CPU heeds 32 bits of a seed only; on the CPU, so that it is the same
-    on every device. An operator, so that compiled code draws anew, too."""
+    """Draws from NumPy's generator, since torch's for the CPU uses only 32 bits of a seed; on the CPU, so that they are
+    the same on every device. An operator, so that compiled code draws anew, too."""
     drawn = np.random.default_rng((int(seed), int(updates), stream)).standard_normal(tuple(shape))
     return torch.from_numpy(drawn).to(updates.device)
 

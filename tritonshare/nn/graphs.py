@@ -1,4 +1,5 @@
-"""Modules in graphs of torch.fx: one call of the module, as of torch's own, so that checks and state stay its own."""
+"""Modules in graphs of torch.fx: a graph calls the whole module, as it calls torch's own, and so keeps its checks and
+state."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 
 
 class Itself(torch.nn.Module):
-    """What a graph calls where the module that it was traced from is all there is."""
+    """What a graph calls where it was traced from the module alone."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Activation checkpointing of modules whose forward changes their state.
 
-A checkpoint calls a module's forward a second time, in the backward. The second call must change nothing, and must work
-on what the first one worked on, though that has changed since: so a forward that may be called again leaves a copy.
+A checkpoint calls a module's forward a second time, during the backward. The second call must change nothing, and must
+see the state that the first one saw, which has changed since. So a forward that may be called again leaves a copy.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ MOST = 64  # forwards that wait for their backward at a time
 
 
 def within_function() -> bool:
-    """Whether an autograd.Function's forward is running, such as that of a reentrant checkpoint: there is no gradient
-    mode, but a gradient to come."""
+    """Whether an autograd.Function's forward is running, such as that of a reentrant checkpoint: gradient mode is off,
+    but a backward will come."""
     return not (torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled())
 
 
 def refuse_replica(module: torch.nn.Module, what: str) -> None:
-    """torch.nn.DataParallel throws away what its replicas keep."""
+    """Refuse torch.nn.DataParallel, which throws away what its replicas keep."""
     if getattr(module, "_is_replica", False):
         name = type(module).__name__
         raise ArgumentError(f"{name}: {what} would be lost in torch.nn.DataParallel: use DistributedDataParallel")
 
 
 class Forwards:
-    """The states on which a module's forwards worked, of those that a checkpoint may call again.
+    """The states that a module's forwards saw, for those forwards that a checkpoint may call again.
 
-    They are told apart by the shapes of their inputs and, where these are alike, by sums of the inputs' bits. What was
-    called again is kept until the next forward, since a backward may call it once more.
+    Forwards are identified by the shapes of their inputs and, if these are equal, by sums of the inputs' bits. A state
+    that was recalled stays until the next forward, since a backward may ask for it once more.
     """
 
     def __init__(self) -> None:
@@ -44,16 +44,16 @@ class Forwards:
         return Forwards, ()
 
     def remember(self, x: Tensor, state: Tensor) -> None:
-        """For a first forward, before it changes the state."""
+        """Called by a first forward, before it changes the state."""
         waiting = [forward for forward in self._kept if not forward.again]
         self._kept = waiting[1 - MOST :]
         if within_function() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             self._kept.append(_Forward(x, state))
 
     def recall(self, of: str, x: Tensor) -> Tensor | None:
-        """The state of the first forward, if this is a second one.
+        """The state that the first forward saw, if this is a second one; else None.
 
-        Raises: ArgumentError where it is kept no more.
+        Raises: ArgumentError if that state was dropped.
         """
         if torch._C._current_graph_task_id() == -1 or not self._kept:
             return None
@@ -75,7 +75,7 @@ class _Forward:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """Integers that tell inputs apart: of their bits, by column, and by row times the row's number."""
+    """Integers by which inputs are told apart: sums of their bits, by column, and by row times the row's number."""
     rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
     bits = rows.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     numbers = torch.arange(1, len(bits) + 1, device=x.device)

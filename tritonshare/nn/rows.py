@@ -1,4 +1,4 @@
-"""Rows by index, whose gradient is summed in a fixed order."""
+"""Selects rows by index, with a gradient that is summed in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..functional import segment_sum
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index], differentiable as often as wanted. Its gradient is a sum by segment, which has the same bits every
-    time; that of torch's indexing has not on a GPU.
+    """rows[index], differentiable as often as wanted. Its gradient is a segment_sum, with the same bits on every run;
+    on a GPU the gradient of torch's indexing varies.
 
     rows: [N, ...]; index: [M] of integers from 0 to N - 1. Returns [M, ...].
     """

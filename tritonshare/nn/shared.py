@@ -1,4 +1,5 @@
-"""Layers whose weights are shared through a codebook: an index of a few bits per weight, and the values they name."""
+"""Layers whose weights are shared through a codebook: an index of a few bits per weight, and the values that indices
+name."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from .recompute import Forwards, refuse_replica, within_function
 
 
 class _Shared(torch.nn.Module):
-    """What both layers are: packed indices, codebooks, a bias, and while training straight through the dense weight."""
+    """The base class of both layers: packed indices, codebooks, a bias and, while indices are trained, the dense
+    weight."""
 
     codes: torch.Tensor
     dense_shape: tuple[int, ...]  # of the weight
@@ -40,11 +42,12 @@ class _Shared(torch.nn.Module):
 
     @property
     def _count(self) -> int:
-        """Weights of an output channel."""
+        """How many weights an output channel has."""
         return torch.Size(self.dense_shape[1:]).numel()
 
     def reset_parameters(self) -> None:
-        """Weights uniform within 1 / sqrt(inputs), as torch's layers begin, at the 2**bits middles of that range."""
+        """Draw weights uniformly within 1 / sqrt(inputs), as torch's layers do, from 2**bits values spread over that
+        range."""
         bound = self._count**-0.5
         entries = 2**self.bits
         with torch.no_grad():
@@ -60,7 +63,7 @@ class _Shared(torch.nn.Module):
                 self.latent.copy_(self._decoded(self.codes))
 
     def indices(self) -> torch.Tensor:
-        """Which centroid of its codebook each weight is: int64, of the weight's shape."""
+        """The index tensor: which entry of its codebook each weight is; int64, of the weight's shape."""
         return packing.weight_of(packing.unpack(self.codes, self.bits, self._count), self.dense_shape)
 
     def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
@@ -79,7 +82,7 @@ class _Shared(torch.nn.Module):
 
     @torch.no_grad()
     def assign_(self, weight: torch.Tensor):
-        """Let each index name the centroid nearest to a dense weight; the codebook stays. Returns the layer.
+        """Set each index to the codebook entry nearest to a dense weight; the codebook stays. Returns the layer.
 
         Raises: ArgumentError for a weight of another shape or with values that are not finite; nothing is changed then.
         """
@@ -104,7 +107,8 @@ class _Shared(torch.nn.Module):
         return self
 
     def _fill(self, module: torch.nn.Module, iterations: int):
-        """The best codebooks for a dense module's weights, each row's nearest centroids, and its bias."""
+        """Take over a dense module: the best codebooks for its weights, indices of the nearest entries, and its
+        bias."""
         _check_finite(type(self).__name__, "weight", module.weight)
         with torch.no_grad():
             rows = packing.rows_of(module.weight)
@@ -123,7 +127,7 @@ class _Shared(torch.nn.Module):
 
     @torch.no_grad()
     def _fill_dense(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Give a dense module this layer's weights and bias."""
+        """Copy this layer's weights and bias into a dense module."""
         module.weight.copy_(self.weight)
         module.weight.requires_grad_(self.codebook.requires_grad)
         if self.bias is not None:
@@ -141,8 +145,8 @@ class _Shared(torch.nn.Module):
 
     @torch.compiler.disable
     def _step(self, input: torch.Tensor) -> torch.Tensor:
-        """The codes of this step, assigned anew where it is time; of the first forward, where a checkpoint computes it
-        again."""
+        """The packed indices for this step, assigned anew when it is time to; those that the first forward saw, if a
+        checkpoint computes it again."""
         refuse_replica(self, "the steps of reassign_every")
         codes = self._forwards.recall(type(self).__name__, input)
         if codes is None:
@@ -168,24 +172,24 @@ class _Shared(torch.nn.Module):
 
 
 class SharedLinear(_Shared):
-    """`torch.nn.Linear` whose weights are drawn from codebooks: `bits` bits each, and 2**bits values for all of them.
+    """`torch.nn.Linear` whose weights are indices of `bits` bits each into codebooks of 2**bits values.
 
     Args:
         in_features, out_features, bias: as torch.nn.Linear's.
-        bits: of an index, 1 to 8.
-        codebooks: how many; each serves a contiguous range of out_features, which they must divide. A codebook must
-            have at least as many weights as entries, or sharing would store more than it spares.
-        reassign_every: 0: indices stay, and the codebook is trained. n: a dense weight `latent` is trained too,
-            straight through (its gradient is that of the decoded weight), and every n training steps (forward calls
-            with gradients, in training mode) each index takes the centroid nearest to it. While it lasts this costs
-            what a dense layer costs: weight, gradient and optimizer state of every weight, and a decoded copy in each
-            pass; under torch.compile the count breaks the graph, and torch.nn.DataParallel is refused. A forward
-            that a checkpoint computes again is no step. `fix_()` ends it. The count is of this process.
+        bits: how many bits an index has, 1 to 8.
+        codebooks: how many codebooks; each serves a contiguous range of out_features, whose number they must divide. A
+            codebook must serve at least as many weights as it has entries, or sharing would store more than it saves.
+        reassign_every: 0: indices stay, and the codebook is trained. n: a dense weight, `latent`, is trained as well.
+            Its gradient is that of the decoded weight (straight-through), and every n training steps (forward calls
+            with gradients, in training mode) each index is set to the codebook entry nearest to it. Meanwhile the layer
+            costs what a dense layer costs: weight, gradient and optimizer state of every weight, and a decoded copy in
+            each pass. Under torch.compile counting breaks the graph, and torch.nn.DataParallel is refused. A forward
+            that a checkpoint computes again does not count. `fix_()` ends it. Every process counts for itself.
 
     Attributes:
         codebook: Parameter [codebooks, 2**bits]. codes: uint8 [out_features, ceil(in_features * bits / 8)], packed as
             tritonshare.packing says. bias: Parameter [out_features] or None. latent: Parameter [out_features,
-            in_features] or None. weight: the dense weight, decoded, differentiable to the codebook.
+            in_features] or None. weight: the dense weight, decoded, gradients go to the codebook.
 
     `torch.optim.swa_utils.AveragedModel` averages the codebook and copies the codes; with use_buffers=True it would
     average these, too, and is refused. Other averages of a model must leave integers alone.
@@ -227,12 +231,12 @@ class SharedLinear(_Shared):
     def from_dense(
         cls, module: torch.nn.Linear, bits: int = 4, codebooks: int = 1, iterations: int = 100, reassign_every: int = 0
     ) -> SharedLinear:
-        """The layer nearest to a dense one: each codebook is the best for its weights, the same every time.
+        """The layer nearest to a dense one: each codebook fits its weights best, and is the same every time.
 
-        That is, of the least squared error for up to 2,048 distinct weights (0 where there are no more than 2**bits);
-        for more, near it, after at most `iterations` steps of Lloyd's iteration: `tritonshare.codebook` says more. It
-        is computed on the CPU, and takes seconds for ten million weights. Zeros of pruned weights stay exactly 0,
-        unless this adds more than a thousandth to the squared error.
+        For up to 2,048 distinct weights the squared error is the least possible (0 for up to 2**bits of them). For more
+        it is near that, after at most `iterations` steps of Lloyd's iteration; see `tritonshare.codebook`. Codebooks
+        are computed on the CPU, in seconds for ten million weights. Zeros of pruned weights stay exactly 0, unless this
+        adds more than a thousandth to the squared error.
 
         Raises: ArgumentError for weights that are not finite, and what the constructor refuses. `module` stays.
         """
@@ -263,11 +267,11 @@ class SharedLinear(_Shared):
 
 
 class SharedConv2d(_Shared):
-    """`torch.nn.Conv2d`, or `ConvActPool2d` where there is an activation or pooling, with weights from codebooks.
+    """`torch.nn.Conv2d`, or `ConvActPool2d` if there is an activation or pooling, with weights from codebooks.
 
-    Args: those of Conv2d; `activation` .. `count_include_pad` as of tritonshare.functional.conv2d_act_pool, but neither
-    by default; `bits`, `codebooks` (each serves a contiguous range of out_channels) and `reassign_every` as
-    SharedLinear's, which says what they cost, too.
+    Args: those of Conv2d; `activation` .. `count_include_pad` as in tritonshare.functional.conv2d_act_pool, but without
+    activation and pooling by default; `bits`, `codebooks` (each serves a contiguous range of out_channels) and
+    `reassign_every` as in SharedLinear, where their costs are given.
 
     Attributes: as SharedLinear's, with codes [out_channels, ceil(in_channels / groups * rows * columns * bits / 8)]:
     a filter's indices lie in the order (row, column, channel). Raises: as SharedLinear.

@@ -15,31 +15,30 @@ from .feature_maps import KINDS, FeatureMaps
 
 
 class SimilaritySharedLinear(torch.nn.Module):
-    """`y = x W^T + b` like `torch.nn.Linear`, where W comes from similarities to feature maps and is in no memory.
+    """`y = x W^T + b` like `torch.nn.Linear`, where W is computed from similarities to feature maps and never stored.
 
     Every input and every neuron has a code of `dim` numbers, and there are `num_features` feature maps of `dim`.
     With x_ik the similarity of input i to feature map k, and y_jk that of neuron j, the weight is the article's
 
         W_ij = sum_k x_ik y_jk / sum_k x_ik^2
 
-    so that inputs of similar codes share similar weights. Parameters: (in + out + num_features) * dim, and out for the
-    bias, instead of in * out. It is applied as two thin products, `(input @ (x / |x|^2)) @ y^T`, which take fewer
-    operations than a dense layer's where num_features < in * out / (in + out).
+    so inputs with similar codes share similar weights. There are (in + out + num_features) * dim parameters, and out
+    for the bias, instead of in * out. W is applied as two thin products, `(input @ (x / |x|^2)) @ y^T`, which take
+    fewer operations than a dense layer if num_features < in * out / (in + out).
 
     Args:
         in_features, out_features, bias: as in torch.nn.Linear.
-        num_features: of feature maps: no weight has a higher rank.
-        dim: of codes and feature maps. For "projection", "dot" and "cosine" it bounds the rank, too.
+        num_features: how many feature maps there are. W has at most this rank.
+        dim: the length of codes and feature maps. For "projection", "dot" and "cosine" it bounds the rank, too.
         kind: the similarity of codes to feature maps, as in `functional.similarity_weight`. For the distances and "rbf"
             all similarities are positive, and so are all weights.
-        gamma: of "rbf".
+        gamma: as in `functional.similarity_weight`.
 
     Shape: [..., in_features] -> [..., out_features].
 
-    In the beginning codes and feature maps are normal, and weights are scaled to a root mean square of
-    1 / sqrt(in_features), so that inputs of unit variance give outputs of unit variance: through the neurons' codes
-    where W is linear in them ("dot") or in the inverse of their lengths ("projection"); else through the constant
-    buffer `scale`, by which W is multiplied (it is 1 for those two).
+    Codes and feature maps start out normal, and weights are scaled to a root mean square of 1 / sqrt(in_features), so
+    that inputs of unit variance give outputs of unit variance. For "dot" and "projection", in which W scales with the
+    neurons' codes, those codes are scaled. For other kinds W is multiplied by the constant buffer `scale`.
 
     Raises: ArgumentError, ArgumentTypeError: one sentence naming class, argument and axis.
     """
@@ -90,13 +89,14 @@ class SimilaritySharedLinear(torch.nn.Module):
         larger = self.in_features**-0.5 / self.weight.float().square().mean().sqrt().clamp_min(1e-12)
         if self.kind == "dot":
             self.neuron_codes.mul_(larger)
-        elif self.kind == "projection":  # of codes so many times as long, on feature maps
+        elif self.kind == "projection":  # the projection of a code twice as long is half as large
             self.neuron_codes.div_(larger)
         else:
             self.scale.copy_(larger)
 
     def similarities(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [in, num_features] and y [out, num_features]: of inputs and neurons to the feature maps."""
+        """The similarities x [in, num_features] of inputs, and y [out, num_features] of neurons, to the feature
+        maps."""
         return self.feature_maps.similarity(self.input_codes), self.feature_maps.similarity(self.neuron_codes)
 
     @property
@@ -113,7 +113,7 @@ class SimilaritySharedLinear(torch.nn.Module):
         x, y = self.similarities()
         wide = widened(x)
         sizes = wide.square().sum(-1, keepdim=True)
-        # an input of no similarity has no weight, as in similarity_weight
+        # an input with no similarity to any feature map has weights of 0, as in similarity_weight
         x = (torch.where(sizes > 0, wide / torch.where(sizes > 0, sizes, 1), 0) * self.scale).to(x.dtype)
         return F.linear(F.linear(input, x.mT), y, self.bias)
 
