@@ -11,6 +11,8 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -112,6 +114,24 @@ def integer(of: str, name: str, value: Any, low: int, high: int | None = None) -
     if problem is not None:
         raise (ArgumentError if whole(value) is not None else ArgumentTypeError)(f"{of}: {name} {problem}")
     return whole(value)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def number_problem(value: Any, right: Callable[[Any], bool] = isfinite, limit: str = "finite") -> str | None:
+    """What is wrong with a number that must be finite and `right`, which `limit` puts in words."""
+    if not is_number(value):
+        return f"must be a number, but is {shown(value)}"
+    return None if isfinite(value) and right(value) else f"must be {limit}, but is {shown(value)}"
+
+
+def number(of: str, name: str, value: Any, right: Callable[[Any], bool], limit: str) -> None:
+    """Raise one sentence naming `of`, argument and value, unless the value is such a number."""
+    problem = number_problem(value, right, limit)
+    if problem is not None:
+        raise (ArgumentError if is_number(value) else ArgumentTypeError)(f"{of}: {name} {problem}")
 
 
 def tensor(name: str, *, optional: bool = False) -> Clause:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..check import ArgumentError, ArgumentTypeError, integer, shown
+from ..check import ArgumentError, integer, number
 from ..nn import SharedConv2d, SharedLinear
 from ..packing import LARGEST_BITS
 from .errors import Error
@@ -46,15 +46,9 @@ def check_choice(bits: Any, target_bytes: Any, max_error: Any) -> None:
     if limit and bits != 4:
         raise ArgumentError(f"compress: bits and {limit} are both given, but {limit} chooses the bits")
     if target_bytes is not None:
-        _integer("target_bytes", target_bytes, 1, None)
-    if max_error is not None and (isinstance(max_error, bool) or not isinstance(max_error, (int, float))):
-        raise ArgumentTypeError(f"compress: max_error must be a number, but is {shown(max_error)}")
-    if max_error is not None and not 0 < max_error < float("inf"):
-        raise ArgumentError(f"compress: max_error must be positive and finite, but is {max_error}")
-
-
-def _integer(name: str, value: Any, low: int, high: int | None) -> int:
-    return integer("compress", name, value, low, high)
+        integer("compress", "target_bytes", target_bytes, 1)
+    if max_error is not None:
+        number("compress", "max_error", max_error, lambda v: v > 0, "positive and finite")
 
 
 class Wanted:
@@ -75,15 +69,16 @@ class Wanted:
         self.skip = matching("compress", "skip", names, skip)
         self.bits = self._by_name("bits", names, bits, LARGEST_BITS)
         self.codebooks = self._by_name("codebooks", names, codebooks, None)
-        self.settings = {"reassign_every": _integer("reassign_every", reassign, 0, None)}
-        self.settings |= {} if iterations is None else {"iterations": _integer("iterations", iterations, 0, None)}
+        self.settings = {"reassign_every": integer("compress", "reassign_every", reassign, 0)}
+        if iterations is not None:
+            self.settings["iterations"] = integer("compress", "iterations", iterations, 0)
 
     @staticmethod
     def _by_name(argument: str, names: list[str], value: Any, high: int | None) -> dict[str, int]:
         if not isinstance(value, Mapping):
-            return dict.fromkeys(names, _integer(argument, value, 1, high))
-        for key, number in value.items():
-            _integer(f"{argument}[{key!r}]", number, 1, high)
+            return dict.fromkeys(names, integer("compress", argument, value, 1, high))
+        for key, count in value.items():
+            integer("compress", f"{argument}[{key!r}]", count, 1, high)
         return {name: value[pattern] for name, pattern in matching("compress", argument, names, value).items()}
 
     def candidates(self, group: Group) -> tuple[list[Candidate], str]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ..check import ArgumentError, ArgumentTypeError, check_known, integer, integers, plain, shown
+from ..check import ArgumentError, check_known, integer, integers, number, plain, shown
 from ..ops.conv2d_act_pool.contract import BLOCK, CONVOLUTION, KERNEL_SIZE
 from ..ops.conv2d_act_pool.options import pair
-
-
-def positive_integer(of: str, name: str, value: Any) -> int:
-    return integer(of, name, value, 1)
 
 
 def one_of(of: str, name: str, value: Any, names: tuple[str, ...]) -> None:
@@ -34,7 +28,7 @@ def gamma_of(of: str, kind: str, gamma: Any) -> None:
 def scalar_of(of: str, name: str, value: Any) -> None:
     """A positive number, or a tensor of one element, whose value is not read."""
     if not isinstance(value, torch.Tensor):
-        number_of(of, name, value, lambda v: v > 0, "positive")
+        number(of, name, value, lambda v: v > 0, "positive")
     elif value.numel() != 1 or not value.is_floating_point():
         has = f"{list(value.shape)} of {value.dtype}"
         raise ArgumentError(f"{of}: {name} must be a number or a floating-point tensor of one element, but is {has}")
@@ -47,13 +41,6 @@ def keep_scalar(module: torch.nn.Module, name: str, value: Any) -> None:
         module.register_buffer(name, value)
     else:
         setattr(module, name, value)
-
-
-def number_of(of: str, name: str, value: Any, right: Callable[[float], bool], limit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ArgumentTypeError(f"{of}: {name} must be a number, but is {shown(value)}")
-    if not math.isfinite(value) or not right(value):
-        raise ArgumentError(f"{of}: {name} must be {limit}, but is {shown(value)}")
 
 
 def convolution(of: str, given: Mapping[str, Any]) -> dict[str, Any]:

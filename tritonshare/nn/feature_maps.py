@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from ..binding import LIBRARY, serializable, without_autocast
-from ..check import ArgumentError, ArgumentTypeError, integer
+from ..check import ArgumentError, ArgumentTypeError, integer, number
 from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
 from ..ops.similarity_weight.reference import DISSIMILARITIES, DISTANCES, KINDS
-from .arguments import gamma_of, keep_scalar, number_of, one_of, positive_integer, scalar_of
+from .arguments import gamma_of, keep_scalar, one_of, scalar_of
 from .recompute import Forwards, refuse_replica
 from .rows import take_rows
 
@@ -117,19 +117,19 @@ class FeatureMaps(torch.nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        num_features = positive_integer("FeatureMaps", "num_features", num_features)
-        dim = positive_integer("FeatureMaps", "dim", dim)
+        num_features = integer("FeatureMaps", "num_features", num_features, 1)
+        dim = integer("FeatureMaps", "dim", dim, 1)
         one_of("FeatureMaps", "kind", kind, KINDS)
         one_of("FeatureMaps", "update", update, UPDATES)
         one_of("FeatureMaps", "assign", assign, ASSIGNMENTS)
         gamma_of("FeatureMaps", kind, gamma)
-        number_of("FeatureMaps", "decay", decay, lambda v: 0 <= v < 1, "from 0 to less than 1")
+        number("FeatureMaps", "decay", decay, lambda v: 0 <= v < 1, "from 0 to less than 1")
         scalar_of("FeatureMaps", "temperature", temperature)
-        number_of("FeatureMaps", "reseed", reseed, lambda v: v >= 0, "at least 0")
-        number_of("FeatureMaps", "noise", noise, lambda v: v >= 0, "at least 0")
+        number("FeatureMaps", "reseed", reseed, lambda v: v >= 0, "at least 0")
+        number("FeatureMaps", "noise", noise, lambda v: v >= 0, "at least 0")
         if clip is not None:
-            number_of("FeatureMaps", "clip", clip, lambda v: v > 0, "positive, or None")
-        number_of("FeatureMaps", "eps", eps, lambda v: v >= 0, "at least 0")
+            number("FeatureMaps", "clip", clip, lambda v: v > 0, "positive, or None")
+        number("FeatureMaps", "eps", eps, lambda v: v >= 0, "at least 0")
         seed = integer("FeatureMaps", "seed", seed, 0)
         if noise and (clip is None or assign == "soft" or update != "mean"):
             raise ArgumentError("FeatureMaps: noise needs clip, update='mean' and assign='hard'")
@@ -391,7 +391,7 @@ class FeatureMaps(torch.nn.Module):
         integer("FeatureMaps.fit", "iterations", iterations, 1)
         integer("FeatureMaps.fit", "restarts", restarts, 1)
         integer("FeatureMaps.fit", "seed", seed, 0)
-        number_of("FeatureMaps.fit", "tolerance", tolerance, lambda v: v >= 0, "at least 0")
+        number("FeatureMaps.fit", "tolerance", tolerance, lambda v: v >= 0, "at least 0")
         if self.noise:
             raise ArgumentError("FeatureMaps.fit: noise must be 0, since fit is not private")
         if isinstance(start, torch.Tensor):

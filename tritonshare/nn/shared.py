@@ -12,7 +12,7 @@ from .. import codebook, packing
 from ..check import ArgumentError, ArgumentTypeError, integer
 from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
 from ..kernels.geometry import code_bytes
-from .arguments import convolution, positive_integer
+from .arguments import convolution
 from .averages import refuse_averaged
 from .conv_act_pool import ConvActPool2d
 from .recompute import Forwards, refuse_replica, within_function
@@ -216,8 +216,8 @@ class SharedLinear(_Shared):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.in_features = positive_integer(name, "in_features", in_features)
-        self.out_features = positive_integer(name, "out_features", out_features)
+        self.in_features = integer(name, "in_features", in_features, 1)
+        self.out_features = integer(name, "out_features", out_features, 1)
         self.dense_shape = (self.out_features, self.in_features)
         self._build(bits, codebooks, bias, reassign_every, device, dtype)
 

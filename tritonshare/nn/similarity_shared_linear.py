@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..check import ArgumentError
+from ..check import ArgumentError, integer
 from ..functional import similarity_weight
 from ..products import widened
-from .arguments import gamma_of, one_of, positive_integer
+from .arguments import gamma_of, one_of
 from .feature_maps import KINDS, FeatureMaps
 
 
@@ -60,10 +60,10 @@ class SimilaritySharedLinear(torch.nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        in_features = positive_integer(name, "in_features", in_features)
-        out_features = positive_integer(name, "out_features", out_features)
-        num_features = positive_integer(name, "num_features", num_features)
-        dim = positive_integer(name, "dim", dim)
+        in_features = integer(name, "in_features", in_features, 1)
+        out_features = integer(name, "out_features", out_features, 1)
+        num_features = integer(name, "num_features", num_features, 1)
+        dim = integer(name, "dim", dim, 1)
         one_of(name, "kind", kind, KINDS)
         gamma_of(name, kind, gamma)
         self.in_features, self.out_features, self.kind = in_features, out_features, kind

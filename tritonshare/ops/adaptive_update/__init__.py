@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from math import isfinite
 from typing import Any
 
 import torch
 
 from ... import dispatch, launch, plan
 from ...binding import LIBRARY
-from ...check import Arguments, Clause, check, flag, floating, relation, same_device, tensor
+from ...check import Arguments, Clause, check, flag, floating, number_problem, relation, same_device, tensor
 from ...kernels.geometry import ceil_div
 from ...op import FUNCTIONS
 from ...plan import Plan
@@ -31,13 +30,7 @@ def _shape(a: Arguments) -> str | None:
 
 
 def _number(name: str) -> Clause:
-    def problem(a: Arguments) -> str | None:
-        value = a[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return f"must be a number, but is {value!r}"
-        return None if isfinite(value) else f"must be finite, but is {value}"
-
-    return Clause(name, problem, (lambda a: {name: float("nan")}, lambda a: {name: "0.1"}))
+    return Clause(name, lambda a: number_problem(a[name]), (lambda a: {name: float("nan")}, lambda a: {name: "0.1"}))
 
 
 def _rate(a: Arguments) -> str | None:
