@@ -1,17 +1,19 @@
-"""Whether Triton has compiled a loop that overwrites what a matrix instruction of sm_90 still reads.
+"""Whether Triton has compiled code that touches too early what a matrix instruction of sm_90 still works on.
 
     assert hazards(compiled) == []
 
-On sm_90 a matrix instruction (wgmma) is in flight until a wait has seen its end, and reads its operands meanwhile: from
-shared memory, the first one also from registers. A pipelined loop may leave some in flight and go into its next round.
-Triton has compiled loops in which that round writes an operand of theirs:
+On sm_90 a matrix instruction (wgmma) is in flight until a wait has seen its end. Meanwhile it reads its operands, from
+shared memory, the first one also from registers, and writes its sums, which nothing else may read or write. (A copy is
+passed on: Triton's waits name copies of what they wait for, and ptxas waits by itself before it makes one.) A pipelined
+loop may leave some in flight and go into its next round. Triton has compiled loops in which that round writes an
+operand of theirs:
 
     shared memory  a tile that is loaded for a product and for something else has one buffer less than the waits need,
                    and the tile after it is copied into the buffer that is being read (3.6 to 3.9)
     registers      an operand that is computed has the same registers in every round (3.6)
 
-TTGIR shows the first and PTX the second. Both are followed as they would run, for as many rounds of a loop as it takes
-to come back to the same buffers.
+TTGIR shows the first, PTX the second and what happens to sums. Both are followed as they would run, for as many rounds
+of a loop as it takes to come back to the same buffers.
 """
 
 from __future__ import annotations
@@ -19,17 +21,18 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from triton.compiler import CompiledKernel
 
-__all__ = ["hazards", "overwritten_buffers", "overwritten_registers"]
+__all__ = ["hazards", "overwritten_buffers", "touched_registers"]
 
 
 def hazards(compiled: CompiledKernel) -> list[str]:
-    """What a kernel overwrites too early, as sentences; other chips have no such instruction."""
+    """What a kernel touches too early, as sentences; other chips have no such instruction."""
     if "wgmma" not in compiled.asm.get("ptx", ""):
         return []
-    return [*overwritten_buffers(compiled.asm["ttgir"]), *overwritten_registers(compiled.asm["ptx"])]
+    return [*overwritten_buffers(compiled.asm["ttgir"]), *touched_registers(compiled.asm["ptx"])]
 
 
 # TTGIR. Looked at is what decides which buffer is written or read, and when: scalar integers, buffers, copies,
@@ -182,10 +185,8 @@ class _Run:
 # PTX. Matrix instructions are committed in groups; a wait leaves so many of the latest groups in flight.
 
 
-def overwritten_registers(ptx: str) -> list[str]:
-    """Instructions that write a register which a matrix instruction in flight reads."""
-    if not re.search(r"wgmma\.mma_async[^;]*}, *{", ptx):
-        return []
+def touched_registers(ptx: str) -> list[str]:
+    """Instructions that write a register which a matrix instruction in flight reads, or touch one of its sums."""
     program, labels = _statements(ptx)
     problems: dict[str, None] = {}  # each once, in order
     seen, waiting = set(), [(0, _Flight())]
@@ -196,6 +197,8 @@ def overwritten_registers(ptx: str) -> list[str]:
             condition, opcode, operands = program[place]
             if written := _written(operands) & flight.read:
                 problems[f"{opcode} writes {', '.join(sorted(written))}, which a matrix instruction reads"] = None
+            if touched := _touched(condition, opcode, operands) & flight.sums:
+                problems[f"{opcode} touches {', '.join(sorted(touched))}, where a matrix instruction sums"] = None
             flight = flight.after(opcode, operands)
             place += 1
             if opcode.startswith("bra"):
@@ -205,26 +208,62 @@ def overwritten_registers(ptx: str) -> list[str]:
     return [*problems]
 
 
+class _Group(NamedTuple):
+    """Registers of matrix instructions that are committed together."""
+
+    read: frozenset[str] = frozenset()
+    sums: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class _Flight:
-    """Registers that matrix instructions in flight read, by group; the last group is not committed yet."""
+    """The groups in flight; the last one is not committed yet."""
 
-    groups: tuple[frozenset[str], ...] = (frozenset(),)
+    groups: tuple[_Group, ...] = (_Group(),)
 
     @property
     def read(self) -> frozenset[str]:
-        return frozenset().union(*self.groups)
+        return frozenset().union(*(group.read for group in self.groups))
+
+    @property
+    def sums(self) -> frozenset[str]:
+        return frozenset().union(*(group.sums for group in self.groups))
 
     def after(self, opcode: str, operands: str) -> _Flight:
         *committed, last = self.groups
         if opcode.startswith("wgmma.mma_async"):
-            lists = re.findall(r"{(.*?)}", operands)  # the sums, and the first operand where it is in registers
-            return _Flight((*committed, last.union(*(_REGISTER.findall(text) for text in lists[1:]))))
+            sums, *read = _lists(operands)
+            return _Flight((*committed, _Group(last.read.union(*read), last.sums | sums)))
         if opcode.startswith("wgmma.commit_group"):
-            return _Flight((*self.groups, frozenset()))
+            return _Flight((*self.groups, _Group()))
         if opcode.startswith("wgmma.wait_group"):
             return _Flight((*committed[max(0, len(committed) - int(operands)) :], last))
+        if copied := _copied(opcode, operands):
+            to, of = copied
+            found = (_Group(g.read, g.sums | {to}) if of in g.sums else g for g in self.groups)
+            return _Flight(tuple(found))
         return self
+
+
+def _lists(operands: str) -> list[frozenset[str]]:
+    """A matrix instruction's registers in braces: its sums, and the first operand where it is in registers."""
+    return [frozenset(_REGISTER.findall(text)) for text in re.findall(r"{(.*?)}", operands)]
+
+
+def _copied(opcode: str, operands: str) -> list[str] | None:
+    """A register, and the one that is copied to it."""
+    found = operands.replace(" ", "").split(",") if opcode.startswith("mov.b32") else []
+    return found if len(found) == 2 and all(map(_REGISTER.fullmatch, found)) else None
+
+
+def _touched(condition: str | None, opcode: str, operands: str) -> frozenset[str]:
+    """All registers of an instruction but the one that is copied; of a matrix instruction not its sums, to which
+    several may add in turn."""
+    if opcode.startswith("wgmma.mma_async"):
+        return frozenset().union(*_lists(operands)[1:])
+    if copied := _copied(opcode, operands):
+        return frozenset(copied[:1])
+    return frozenset(_REGISTER.findall(f"{condition or ''} {operands}"))
 
 
 _REGISTER = re.compile(r"%\w+")

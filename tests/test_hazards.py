@@ -1,12 +1,13 @@
 """bench/hazards.py sees what it claims to see: a loop that Triton compiles with a race, and what mends it."""
 
+import re
 from functools import cache
 
 import pytest
 import triton
 import triton.language as tl
 
-from bench.hazards import hazards, overwritten_buffers, overwritten_registers
+from bench.hazards import hazards, overwritten_buffers, touched_registers
 from bench.sass import compile_for
 
 pytestmark = pytest.mark.codegen
@@ -87,8 +88,44 @@ $L__BB0_1:
 
 
 def test_a_register_written_while_a_product_reads_it_is_told():
-    (problem,) = overwritten_registers(LOOP)
+    (problem,) = touched_registers(LOOP)
     assert problem == "cvt.rn.bf16x2.f32 writes %r1, which a matrix instruction reads"
-    assert overwritten_registers(LOOP.replace("aligned 1;", "aligned 0;")) == []
-    assert overwritten_registers(LOOP.replace("%r1, %f1", "%r5, %f1")) == []
-    assert len(overwritten_registers(LOOP.replace("wait_group.sync.aligned 0", "fence.sync.aligned"))) == 2
+    assert touched_registers(LOOP.replace("aligned 1;", "aligned 0;")) == []
+    assert touched_registers(LOOP.replace("%r1, %f1", "%r5, %f1")) == []
+    assert len(touched_registers(LOOP.replace("wait_group.sync.aligned 0", "fence.sync.aligned"))) == 2
+
+
+SUM = """
+.visible .entry kernel()
+{
+	wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f3,%f4,%f5,%f6}, %rd1, %rd2, %p1, 1, 1, 0, 0;
+	wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f3,%f4,%f5,%f6}, %rd3, %rd4, 1, 1, 1, 0, 0;
+	wgmma.commit_group.sync.aligned;
+	wgmma.wait_group.sync.aligned 0;
+	add.f32 	%f7, %f3, %f3;
+	st.global.b32 	[%rd5], %f4;
+	mov.b32 	%f5, 0;
+	ret;
+}
+"""
+
+
+def test_a_sum_that_is_touched_before_the_wait_is_told():
+    assert touched_registers(SUM) == []
+    wait = "wgmma.wait_group.sync.aligned 0;"
+    left_out = touched_registers(SUM.replace(wait, ""))
+    assert [problem.partition(",")[0] for problem in left_out] == [
+        "add.f32 touches %f3", "st.global.b32 touches %f4", "mov.b32 touches %f5",
+    ]  # fmt: skip
+    assert touched_registers(SUM.replace(wait, wait.replace("0", "1"))) == left_out
+    copied = SUM.replace(wait, f"mov.b32 %f9, %f3;\n\t{wait}")
+    assert touched_registers(copied) == []
+    assert len(touched_registers(copied.replace(wait, "add.f32 %f7, %f9, %f9;"))) == 4  # a copy is no more settled
+    chained = SUM.replace("%rd3, %rd4, 1", "{%f3,%f8,%f9,%f10}, %rd4, 1")
+    assert touched_registers(chained)[0].startswith("wgmma.mma_async")
+
+
+def test_a_wait_that_a_compiled_kernel_has_lost_is_told():
+    ptx = compiled("sm_90", twice=True).asm["ptx"]
+    assert touched_registers(ptx) == []
+    assert touched_registers(re.sub(r"wgmma\.wait_group\.sync\.aligned 0;", "", ptx))
