@@ -19,7 +19,6 @@ from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from .ops.shared_linear import SHARED_LINEAR
 from .ops.similarity_reduce import SIMILARITY_REDUCE
-from .ops.similarity_reduce.fold import folded as folded_with_values
 from .ops.similarity_weight import SIMILARITY_WEIGHT
 from .ops.similarity_weight.fold import folded
 from .products import widened
@@ -283,7 +282,7 @@ def similarity_weight(
     transforms and no compiler fuses them.
     """
     tensors, numbers = apart(gamma, eps)
-    return folded(SIMILARITY_WEIGHT, x, y, *tensors, kind, *numbers)
+    return folded(SIMILARITY_WEIGHT, (x, y), *tensors, kind, *numbers)
 
 
 @serializable
@@ -322,7 +321,7 @@ def nearest(
         naming the argument and its axis, before anything is allocated.
     """
     tensors, numbers = apart(gamma, eps)
-    result = folded(NEAREST, x, features, *tensors, kind, plain(k), *numbers)
+    result = folded(NEAREST, (x, features), *tensors, kind, plain(k), *numbers)
     return Nearest(*result) if isinstance(result, tuple) else result  # a node of a torch.fx graph
 
 
@@ -362,7 +361,7 @@ def similarity_reduce(
     The forward keeps one or two numbers per row for the backward, which computes similarities again.
     """
     tensors, numbers = apart(gamma, eps, temperature)
-    return folded_with_values(SIMILARITY_REDUCE, x, y, values, *tensors, reduce, kind, *numbers)
+    return folded(SIMILARITY_REDUCE, (x, y, values), *tensors, reduce, kind, *numbers)
 
 
 COMPUTE_MODES = ("use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,24 +10,27 @@ import torch
 from ...op import Op
 
 
-def folded(op: Op, x: Any, y: Any, *options: Any) -> Any:
-    """`op` on x [..., M, K] and y [..., N, K]; outputs are [..., M, *]. What cannot be folded goes to the op as it is,
-    whose contract says what is wrong."""
-    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)) or x.dim() < 2 or y.dim() < 2:
-        return op(x, y, *options)
-    if x.dim() == y.dim() <= 3 and x.shape[:-2] == y.shape[:-2]:
-        return op(x, y, *options)
-    if y.dim() == 2:  # one y for all: rows of all matrices follow each other
-        return _unfolded(op(x.flatten(0, -2), y, *options), x.shape[:-1])
-    try:
-        lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    except RuntimeError:
-        return op(x, y, *options)
-    x, y = x.expand(*lead, *x.shape[-2:]), y.expand(*lead, *y.shape[-2:])
-    return _unfolded(op(x.flatten(0, -3), y.flatten(0, -3), *options), x.shape[:-1])
+def folded(op: Op, matrices: Sequence[Any], *options: Any) -> Any:
+    """`op` on x [..., M, K], y [..., N, K] and, if it takes them, values [..., N, D] or None; outputs are [..., M, *].
+    What cannot be folded goes to the op as it is, whose contract says what is wrong."""
+    given = [*matrices[:2], *(t for t in matrices[2:] if t is not None)]
+    x, *others = given
+    if not all(isinstance(t, torch.Tensor) and t.dim() >= 2 for t in given):
+        return op(*matrices, *options)
+    if all(t.dim() == x.dim() <= 3 and t.shape[:-2] == x.shape[:-2] for t in others):
+        return op(*matrices, *options)
+    if all(t.dim() == 2 for t in others):  # one y for all: rows of all matrices follow each other
+        lead, matrices = x.shape[:-2], (x.flatten(0, -2), *matrices[1:])
+    else:
+        try:
+            lead = torch.broadcast_shapes(*(t.shape[:-2] for t in given))
+        except RuntimeError:
+            return op(*matrices, *options)
+        matrices = [None if t is None else t.expand(*lead, *t.shape[-2:]).flatten(0, -3) for t in matrices]
+    return _unfolded(op(*matrices, *options), (*lead, x.shape[-2]))
 
 
-def _unfolded(outs: Any, rows: torch.Size) -> Any:
+def _unfolded(outs: Any, rows: Sequence[int]) -> Any:
     if isinstance(outs, tuple):
         return tuple(_unfolded(t, rows) for t in outs)
     return outs.reshape(*rows, outs.shape[-1])
