@@ -196,8 +196,7 @@ def adaptive_update_(
             a float64 weight.
         lr: a number, or a tensor of one element, whose value the host does not wait for.
         similarity: one number for all elements; a tensor that broadcasts against weight, such as [rows, 1, ...] for one
-        per row or
-            [columns] for one per column; or a function of the weight that returns one of these or None.
+            per row or [columns] for one per column; or a function of the weight that returns one of these or None.
         weight_decay: as in SGD: it is scaled by lr and similarity, like the gradient.
         maximize: ascend along the gradient.
 

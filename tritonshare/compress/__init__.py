@@ -1,4 +1,4 @@
-"""Models that shrink: weights shared through codebooks, filters that are alike tied, both saved at their true size.
+"""Makes models smaller: shares weights through codebooks, ties similar filters, and saves both at their packed size.
 
 small, report = tritonshare.compress(model, bits=4)
 tritonshare.compress.save(small, "small.safetensors")

@@ -1,4 +1,5 @@
-"""Bits by layer: what is asked for, what each number of bits would cost, and the choice where a limit is given."""
+"""How many bits each layer gets: what the caller asks for, what each number of bits costs, and the choice under a
+limit."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ class Candidate:
 
     bits: int
     module: SharedLinear | SharedConv2d
-    error: Error  # of the weights
-    cost: float  # what a choice weighs against bytes
+    error: Error  # the error of the weights
+    cost: float  # what is weighed against bytes when bits are chosen
 
     @property
     def bytes(self) -> int:
-        """Of what stands for the weight."""
+        """Bytes of the index tensor and the codebooks."""
         codes, codebook = self.module.codes, self.module.codebook
         return codes.numel() + codebook.numel() * codebook.element_size()
 
@@ -39,7 +40,7 @@ def weight_bytes(group: Group) -> int:
 
 
 def check_choice(bits: Any, target_bytes: Any, max_error: Any) -> None:
-    """Raise for arguments that are wrong whatever the model is."""
+    """Raise if arguments are wrong whatever the model is."""
     if target_bytes is not None and max_error is not None:
         raise ArgumentError("compress: target_bytes and max_error are both given, but only one of them can choose bits")
     limit = "target_bytes" if target_bytes is not None else "max_error" if max_error is not None else ""
@@ -65,7 +66,7 @@ class Wanted:
         reassign: int,
     ) -> None:
         names = [name for group in groups for name in group.names]
-        self.every = every  # number of bits, of which a limit chooses
+        self.every = every  # whether a limit chooses among all numbers of bits
         self.skip = matching("compress", "skip", names, skip)
         self.bits = self._by_name("bits", names, bits, LARGEST_BITS)
         self.codebooks = self._by_name("codebooks", names, codebooks, None)
@@ -82,7 +83,8 @@ class Wanted:
         return {name: value[pattern] for name, pattern in matching("compress", argument, names, value).items()}
 
     def candidates(self, group: Group) -> tuple[list[Candidate], str]:
-        """The group with each number of bits that makes it smaller, fewest first; or none, and why."""
+        """The group shared with each number of bits that makes it smaller, fewest bits first; or [] and why there is
+        none."""
         if any(name in self.skip for name in group.names):
             return [], "skipped"
         wanted = {self.bits[name] for name in group.names if name in self.bits}
@@ -95,7 +97,7 @@ class Wanted:
         for bits in range(1, LARGEST_BITS + 1) if self.every else wanted:
             try:
                 candidate = self._candidate(group.modules[0], bits, self._codebooks_of(group))
-            except ArgumentError as error:  # the layer's own rule
+            except ArgumentError as error:  # the layer cannot be shared so
                 why = why or str(error).split(": ", 1)[-1]
                 continue
             if candidate.bytes < weight_bytes(group):
@@ -117,7 +119,8 @@ class Wanted:
 
 
 def for_bytes(candidates: Mapping[Group, list[Candidate]], target: int, rest: int) -> tuple[Choice, str]:
-    """From the most bits down, the step that adds least cost for each byte needed, until all fits; then back up."""
+    """Choose bits for a limit of bytes: from the most bits down, take the step that adds least cost for each byte that
+    is still too many, until all fits; then go back up where there is room."""
     choice = {group: options[-1] for group, options in candidates.items()}
 
     def excess() -> int:
@@ -140,7 +143,7 @@ def for_bytes(candidates: Mapping[Group, list[Candidate]], target: int, rest: in
 
 
 def for_error(candidates: Mapping[Group, list[Candidate]], limit: float) -> tuple[Choice, str]:
-    """The fewest bits whose weights are near enough, layer by layer."""
+    """Choose, for each layer by itself, the fewest bits whose weights have at most this error."""
     choice = {}
     for group, options in candidates.items():
         fit = [candidate for candidate in options if candidate.error.relative <= limit]
@@ -157,7 +160,8 @@ def for_error(candidates: Mapping[Group, list[Candidate]], limit: float) -> tupl
 def for_sample_error(
     candidates: Mapping[Group, list[Candidate]], limit: float, measured: Callable[[Choice], float]
 ) -> tuple[Choice, str]:
-    """From the most bits down, the cheapest step first, as long as the outputs stay near enough."""
+    """Choose bits for a limit of the outputs' error: from the most bits down, the cheapest step first, while it
+    holds."""
     choice = {group: options[-1] for group, options in candidates.items()}
     error = measured(choice)
     if not error <= limit:
@@ -181,7 +185,7 @@ def _cheapest(
 ) -> tuple[Group, Candidate] | None:
     """The step to the next fewer bits that adds least cost for each byte saved; the first of equals.
 
-    Bytes beyond `excess` count for nothing: a small layer's step is enough for a small rest.
+    Bytes saved beyond `excess` do not count, so that a small excess is met by the step of a small layer.
     """
     steps = []
     for group, options in candidates.items():

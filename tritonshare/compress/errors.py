@@ -1,4 +1,4 @@
-"""How far a changed model is from the one before: of weights, of a layer's outputs, of the model's."""
+"""Measures how far a changed model is from the original: by weights, by a layer's outputs, by the model's outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten
 
 
 class Error:
-    """A relative L2 error, taken part by part in fp64."""
+    """A relative L2 error, accumulated in fp64."""
 
     def __init__(self) -> None:
         self.difference = self.size = self.largest = 0.0
@@ -54,7 +54,8 @@ def between(outputs: list[Tensor], truths: list[Tensor]) -> Error:
 
 
 def of_layers(model: nn.Module, sample: Any, new: Mapping[nn.Module, nn.Module]) -> dict[nn.Module, Error]:
-    """For each module of `new`: how far what it maps to is from it, on the inputs it has in `model`."""
+    """For each module that is a key of `new`: the error of its outputs when the new module replaces it, on its inputs
+    in `model`."""
     errors = {module: Error() for module in new}
 
     def compare(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

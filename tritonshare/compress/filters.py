@@ -1,4 +1,4 @@
-"""Filters that are nearly the same, found by similarity and tied: each distinct one is stored once."""
+"""Finds filters that are nearly the same, by similarity, and ties them: each distinct filter is stored once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .report import Layer, Report, smaller
 
 KINDS = ("cosine", "euclidean")
 RULES = ("mean", "learned")
-ROUNDING = 1e-12  # the cosine of a row and itself may be so much below 1
+ROUNDING = 1e-12  # how far rounding can take the cosine of a row and itself below 1
 
 
 class Ties(nn.Module):
@@ -40,12 +40,12 @@ class Ties(nn.Module):
         self.register_buffer("index", index)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of, and a file."""
+        """What copies and pickles are made of."""
         refuse_averaged("Ties", "indices")
         return self.__dict__
 
     def forward(self, filters: Tensor) -> Tensor:
-        if self.rule == "mean":  # the value is the filters', the gradient is divided
+        if self.rule == "mean":  # the value is that of the filters; only the gradient is divided
             still = filters.detach()
             filters = still + (filters - still) / _counts(self.index, len(filters), filters)
         return take_rows(filters, self.index)
@@ -56,7 +56,7 @@ class Ties(nn.Module):
 
 
 def _means(weight: Tensor, index: Tensor) -> Tensor:
-    """The mean of the filters of each group; not by index_add, whose order on a GPU is no fixed one."""
+    """The mean of the filters of each group. Not by index_add, whose order of sums on a GPU is not fixed."""
     count = int(index.max()) + 1
     sums = segment_sum(weight.flatten(1), index.long(), count)
     return (sums / _counts(index, count, sums)).view(count, *weight.shape[1:])
@@ -79,22 +79,22 @@ def similar_filters(
 ) -> tuple[nn.Module, Report]:
     """Find filters (output channels) of a layer that are nearly the same and, with `tie`, store them once.
 
-    The first filter of a layer leads a group; each next one joins the first group whose leader it is as near to as
-    `threshold` says, or leads one of its own. A tied layer holds the mean filter of each group and the number of a
-    group for each channel; biases stay as they are. Its dense weight is put together in every forward.
+    The first filter of a layer leads a group. Each next filter joins the first group to whose leader it is as near as
+    `threshold` says, or leads a new group. A tied layer holds the mean filter of each group, and for each channel the
+    number of its group; biases stay as they are. Every forward puts its dense weight together.
 
     Args:
         model: any module; it is not changed. Layers are those that `compress` shares.
         threshold: the least cosine (default 0.95), or the largest Euclidean distance relative to the leader's length
             (default 0.3).
-        kind: "cosine" or "euclidean". The cosine passes over lengths: tied filters of different length change more.
+        kind: "cosine" or "euclidean". The cosine ignores lengths: tied filters of different length change more.
         tie: None: only report. "learned": the gradient of a tied filter is the sum over its channels. "mean": it is
             their mean, so that a step of SGD gives the mean of the filters stepped one by one.
         skip: names of layers to keep (`*` and `?` match).
 
     Returns:
-        The model with ties (`model` itself if `tie` is None), and the report: `Layer.groups` are the channels that are
-        alike, and bytes are after tying, whether or not it was asked for.
+        The model with ties (`model` itself if `tie` is None), and the report. `Layer.groups` are the channels that are
+        alike; bytes are those after tying, also if `tie` is None.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is out of range or names no layer, a weight is not finite, or no
@@ -136,7 +136,7 @@ def _threshold(threshold: float | None, kind: str) -> float:
 
 
 def _tied(row: Layer, group: Group, threshold: float, kind: str, tie: str | None) -> Layer:
-    """The row of a layer; ties its filters if that is asked for and saves bytes."""
+    """The report's row of a layer, whose filters are tied if `tie` says so and it saves bytes."""
     module = group.modules[0]
     weight = module.weight.detach()
     index = _leaders(weight.flatten(1), threshold, kind)
@@ -180,18 +180,19 @@ def _leaders(rows: Tensor, threshold: float, kind: str) -> Tensor:
 
 
 def _near(rows: Tensor, threshold: float, kind: str) -> Tensor:
-    """Whether each row is near to each other one as a leader: bool [rows, leaders]. In fp64: the same on any device."""
+    """Whether each row is near enough to each other row as its leader: bool [rows, leaders]. In fp64, so that it is the
+    same on any device."""
     rows = rows.double()
     lengths = rows.norm(dim=1)
     values = similarity_weight(rows, rows, kind=kind)
     if kind == "euclidean":
         return values <= threshold * lengths
-    zeros = lengths == 0  # they have no angle, but are the same filter
+    zeros = lengths == 0  # filters of zeros have no angle, but are the same filter
     return (values >= threshold - ROUNDING) | (zeros & zeros.unsqueeze(1))
 
 
 def ties_of(module: Any) -> Ties | None:
-    """The ties of a module's filters, if they are all that its weight is parametrized by."""
+    """The ties of a module's filters, if its weight has no other parametrization; else None."""
     if not parametrize.is_parametrized(module, "weight"):
         return None
     (*others, last) = module.parametrizations["weight"]
@@ -201,7 +202,7 @@ def ties_of(module: Any) -> Ties | None:
 def untie(module: Any) -> None:
     """Give a module its dense weight back.
 
-    Not by remove_parametrizations, which takes the weight from the class: a copy of a module has the class in common.
+    Not by remove_parametrizations, which takes the weight from the class, and copies of a module share its class.
     """
     original = module.parametrizations["weight"].original
     weight = nn.Parameter(module.weight.detach().clone(), requires_grad=original.requires_grad)

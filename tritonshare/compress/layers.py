@@ -1,4 +1,4 @@
-"""What a model is made of: layers by name, weights that layers have in common, bytes; and new layers for old."""
+"""Looks into a model: its layers by name, weights that several layers use, bytes; and replaces layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..check import ArgumentError
 from ..files import sentence
 from ..nn import ConvActPool2d, SharedConv2d, SharedLinear
 
-DENSE = (nn.Linear, nn.Conv2d, ConvActPool2d)  # exactly these: a subclass may use its weight in a way of its own
+DENSE = (nn.Linear, nn.Conv2d, ConvActPool2d)  # exactly these: a subclass may use its weight in another way
 SHARED = (SharedLinear, SharedConv2d)
 
 
@@ -23,15 +23,15 @@ SHARED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def label(name: str) -> str:
-    """A layer's name in a sentence or a table: short, and what any terminal can show."""
+    """A layer's name for a sentence or a table: short, with characters that any terminal can show."""
     return sentence(name, 80) or "(model)"
 
 
 @dataclass(eq=False)
 class Group:
-    """Layers that have one weight in common; nearly always a single layer."""
+    """Layers that use the same weight; nearly always a single layer."""
 
-    names: list[str]  # the first of each module
+    names: list[str]  # the first name of each module
     modules: list[Any]
 
     @property
@@ -56,7 +56,7 @@ def copied(op: str, model: nn.Module) -> nn.Module:
                 memo[id(tensor)] = tensor.detach().clone()
     try:
         return copy.deepcopy(model, memo)
-    except Exception as error:  # a module's own code can raise anything
+    except Exception as error:  # the code of a module can raise anything
         raise ArgumentError(f"{op}: model cannot be copied: {sentence(str(error), 200)}") from error
 
 
@@ -66,7 +66,7 @@ def modes_of(model: nn.Module) -> dict[nn.Module, Any]:
 
 
 def set_modes(modes: Mapping[nn.Module, Any]) -> None:
-    """Not by `train()` nor by assignment: those would hit a module called `training`."""
+    """Set the modes that `modes_of` returned. `train()` or an assignment would overwrite a module called `training`."""
     for module, mode in modes.items():
         if mode is None:
             module.__dict__.pop("training", None)
@@ -80,17 +80,18 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules by first name; what a weight is parametrized by belongs to its layer."""
+    """All modules, each under its first name, but not parametrizations, which belong to their layer."""
     return ((name, module) for name, module in model.named_modules() if "parametrizations" not in name.split("."))
 
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers of the module itself that a state_dict has, those it is parametrized by among them."""
+    """The module's parameters and buffers in a state_dict, including those of its parametrizations, without its
+    children's."""
     if nn.utils.parametrize.is_parametrized(module):
         for part in module._modules["parametrizations"].modules():  # pyright: ignore[reportOptionalMemberAccess]
             yield from own_tensors(part)
     hidden = module._non_persistent_buffers_set
-    latent = module.latent if isinstance(module, SHARED) else None  # there while indices are trained, and in no file
+    latent = module.latent if isinstance(module, SHARED) else None  # exists while indices are trained, and is not saved
     yield from (tensor for tensor in module._parameters.values() if tensor is not None and tensor is not latent)
     yield from (tensor for key, tensor in module._buffers.items() if tensor is not None and key not in hidden)
 
@@ -139,7 +140,7 @@ def _alike(module: nn.Module, other: nn.Module) -> bool:
 
 
 def _unfit(module: nn.Module) -> str:
-    """Why a layer with tensors of its own cannot be shared, or ''."""
+    """Why a layer cannot be shared, or ''."""
     kind = type(module).__name__
     if module._parameters.get("weight") is None and isinstance(module.__dict__.get("weight"), Tensor):
         return "its weight is made by a hook, as of pruning or the old weight_norm"
@@ -164,7 +165,7 @@ def _unfit(module: nn.Module) -> str:
 
 
 def in_no_memory(tensor: Tensor) -> str:
-    """Why a tensor's values do not simply lie in memory, or ''."""
+    """Why a tensor's values cannot be read from memory as they are, or ''."""
     if nn.parameter.is_lazy(tensor):
         return "not initialized"
     if tensor.is_meta:
@@ -197,7 +198,7 @@ def matching(op: str, argument: str, names: Iterable[str], patterns: Any) -> dic
 
 
 def modules_by_name(model: nn.Module, test: Callable[[nn.Module], Any]) -> dict[str, nn.Module]:
-    """Every name of the modules that pass `test`: one for each place where a module is used."""
+    """The modules that pass `test`, under every name: one for each place where a module is used."""
     return {name: module for name, module in model.named_modules(remove_duplicate=False) if test(module)}
 
 

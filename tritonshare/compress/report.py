@@ -1,4 +1,4 @@
-"""What became of a model's layers: bytes, bits and errors, as a table."""
+"""The report on a compressed model: bytes, bits and errors of its layers, as a table."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ..files import sentence
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer. Errors are against what there was before: relative L2, and the largest of any weight, absolute."""
+    """One layer. Errors are those against the original layer: the relative L2 error, and the largest absolute one."""
 
     name: str  # "" is the model itself
-    kind: str  # of the layer before
-    shape: tuple[int, ...] | None  # of the weight; None where there is none
-    bits: int | None  # of an index; None: not shared
-    bytes_before: int  # of all parameters and buffers in a state_dict; what layers have in common counts in the first
+    kind: str  # the class of the original layer
+    shape: tuple[int, ...] | None  # the weight's; None if there is none
+    bits: int | None  # how many an index has; None if the layer is not shared
+    bytes_before: int  # of its parameters and buffers in a state_dict; a tensor that layers share is counted once
     bytes_after: int
-    note: str = ""  # why the layer is as it was, or what else became of it
+    note: str = ""  # why the layer was not changed, or what else was done to it
     weight_error: float | None = None
     weight_error_max: float | None = None
-    groups: tuple[tuple[int, ...], ...] = ()  # of similar_filters: output channels that are alike
-    output_error: float | None = None  # of the layer's outputs on the sample, from the inputs that it had before
+    groups: tuple[tuple[int, ...], ...] = ()  # from similar_filters: output channels that are alike
+    output_error: float | None = None  # the error of its outputs on the sample, given its inputs in the original model
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Report:
     """The layers, in the model's order; `print(report)` shows a table that ends with the sums."""
 
     layers: tuple[Layer, ...]
-    output_error: float | None = None  # of the model's outputs on the sample, relative L2
-    rule: str = ""  # how the bits were chosen, where they were
+    output_error: float | None = None  # relative L2 error of the model's outputs on the sample
+    rule: str = ""  # how bits were chosen, if a limit was given
 
     @property
     def bytes_before(self) -> int:
@@ -42,7 +42,7 @@ class Report:
 
     @property
     def bits(self) -> dict[str, int]:
-        """Bits by name, of the layers that are shared now."""
+        """Bits of the shared layers, by name."""
         return {layer.name: layer.bits for layer in self.layers if layer.bits is not None}
 
     def __str__(self) -> str:

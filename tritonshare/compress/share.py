@@ -1,4 +1,4 @@
-"""A model with shared weights, and back."""
+"""Shares the weights of a model, and makes them dense again."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ def compress(
 ) -> tuple[nn.Module, Report]:
     """A copy of `model` whose `nn.Linear`, `nn.Conv2d` and `ConvActPool2d` layers share their weights, and a report.
 
-    A shared layer keeps `2**bits` numbers a codebook and an index of `bits` bits a weight; the numbers are centroids of
-    its weights (the best ones: see `nn.SharedLinear.from_dense`), and stay trainable. Layers that would not get smaller
-    are kept, and the report says so. Layers and weights that are used in several places stay one. Biases stay as they
-    are.
+    A shared layer stores an index of `bits` bits per weight, and codebooks of `2**bits` values, which stay trainable.
+    The values are the best centroids of its weights: see `nn.SharedLinear.from_dense`. Layers that would not get
+    smaller stay dense, and the report says so. Layers and weights that are used in several places stay one. Biases stay
+    as they are.
 
     Args:
         model: any module; it is not changed.
-        bits: 1 to 8, for all layers or by name (`*` and `?` match); layers without a name in it are kept.
-        codebooks: of a layer, each for a range of output channels, for all layers or by name (else 1);
-            where the channels cannot be divided so, the next smaller number that they can be divided by.
-        sample: an input, a tuple of inputs, or a dict of keyword arguments; with it the report has errors of outputs,
-            of copies in `eval` mode.
-        target_bytes: bits are chosen by layer so that parameters and buffers take at most this much. From the most bits
-            down, the layer that adds the least error for each byte it saves (and that is still to be saved) gives one
-            up, until they fit; what is then left goes to the layers that gain most. A layer's error is the squared
-            relative error of its weights or, with a sample, of the model's outputs when it alone is shared.
+        bits: 1 to 8, for all layers or by name (`*` and `?` match); a layer that no name matches stays dense.
+        codebooks: how many a layer has, for all layers or by name (else 1). Each serves a range of output channels; if
+            their number does not divide the channels, the next smaller one that does is taken.
+        sample: an input, a tuple of inputs, or a dict of keyword arguments. With it the report has the errors of
+            outputs, which copies of the model in `eval` mode give.
+        target_bytes: bits are chosen by layer so that parameters and buffers take at most this many bytes. From the
+            most bits down, the layer that adds the least error for each byte it saves (of those still to be saved)
+            gives up one bit, until they fit; room that is left goes to the layers that gain most. A layer's error is
+            the squared relative error of its weights or, with a sample, of the model's outputs when it alone is shared.
         max_error: bits are chosen by layer so that the relative L2 error is at most this. Without a sample it is that
             of each layer's weights, and each layer takes the fewest bits. With one it is that of the model's outputs:
             from the most bits down, as for `target_bytes`, and a layer whose step would exceed it keeps its bits.
-        skip: names of layers to keep (`*` and `?` match).
-        iterations: as of `nn.SharedLinear.from_dense`, which says where they count.
+        skip: names of layers that stay dense (`*` and `?` match).
+        iterations: as in `nn.SharedLinear.from_dense`.
         reassign_every: n: the new layers train their indices, too, and re-assign them every n training steps, until
-            `fix_()` is called (see `nn.SharedLinear`); the dense weights that this takes are in no count of bytes.
+            `fix_()` is called (see `nn.SharedLinear`). The dense weights that this needs are not counted as bytes.
         progress: wraps the layers that are iterated over, such as `tqdm`.
 
     Raises:
@@ -133,10 +133,10 @@ def compress(
 
 
 def decompress(model: nn.Module) -> nn.Module:
-    """A copy of `model` with plain layers: `nn.Linear`, `nn.Conv2d`, and `ConvActPool2d` where there is a block.
+    """A copy of `model` with plain layers: `nn.Linear`, `nn.Conv2d`, and `ConvActPool2d` for fused blocks.
 
-    Shared weights are decoded to the values they stand for, and ties of filters (`similar_filters`) are undone. The
-    outputs stay what they were, to rounding; what layers had in common they still have.
+    Shared weights are decoded to their values, and ties of filters (`similar_filters`) are undone. Outputs stay the
+    same to rounding, and weights that several layers use stay one.
 
     Raises: ArgumentError where there is nothing to decompress, ArgumentTypeError for a model that is no module.
     """
@@ -170,7 +170,7 @@ def _shape(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def _placed(choice: Choice) -> dict[nn.Module, nn.Module]:
-    """What comes in each module's place. Layers with one weight get one codebook and one set of indices."""
+    """What replaces each module. Layers that use the same weight get the same codebook and index tensor."""
     placed: dict[nn.Module, nn.Module] = {}
     for group, candidate in choice.items():
         for module in group.modules:
@@ -185,14 +185,14 @@ def _placed(choice: Choice) -> dict[nn.Module, nn.Module]:
 
 
 class _Trial:
-    """A model and a sample: what sharing does to its outputs."""
+    """Measures what sharing layers does to the outputs of a model on a sample."""
 
     def __init__(self, model: nn.Module, sample: Any) -> None:
         self.model, self.sample = model, sample
         self.truth = errors.run(model, sample)
 
     def error(self, choice: Choice) -> errors.Error:
-        """Of the outputs, with the layers of `choice` shared."""
+        """The error of the outputs when the layers of `choice` are shared."""
         placed = _placed(choice)
         shared = replace(self.model, placed)
         try:

@@ -22,16 +22,16 @@ from tritonshare.training import data, finetune, report
 from tritonshare.training.options import DEFAULT_EPOCHS, DTYPES, Options
 from tritonshare.training.run import Run, TwoBlockCNN, choose_device
 
-DEEPEST = 64  # names within each other
-SHARED_RANKS = {2: nn.Linear, 4: nn.Conv2d}  # of tensors called *.weight
+DEEPEST = 64  # how many names of modules may lie within each other
+SHARED_RANKS = {2: nn.Linear, 4: nn.Conv2d}  # by the number of axes of a tensor called *.weight
 
 
 class Other(nn.Module):
-    """What is no layer whose weight could be shared."""
+    """A module that is no layer whose weight could be shared."""
 
 
 class CommandError(ValueError):
-    """The command cannot do what it is asked for; nothing was written. One line."""
+    """The command cannot do what it is asked to; nothing was written. The message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(sentence(message))
@@ -44,7 +44,7 @@ DTYPE = records.choice(DTYPES)
 
 @dataclass(frozen=True)
 class Config:
-    """What a file says of the model of `tritonshare train` that it holds."""
+    """What a file says about the model of `tritonshare train` in it."""
 
     in_channels: Annotated[int, SIZE]
     image_size: Annotated[int, records.whole(4, 2**16)]
@@ -54,7 +54,7 @@ class Config:
 
 
 class Known:
-    """A model of `tritonshare train`, by the metadata of its file."""
+    """A model of `tritonshare train`, rebuilt from the metadata of its file."""
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         self.path, self.metadata = path, metadata
@@ -66,7 +66,7 @@ class Known:
         known: Config = records.read_record(Config, fields, "config")
         self.data, self.dtype = known.data, known.dtype
         self.config = {key: getattr(known, key) for key in ("in_channels", "image_size", "num_classes")}
-        with torch.device("meta"):  # no memory is taken for what a file says
+        with torch.device("meta"):  # a file's sizes must not make us take memory
             self.model = TwoBlockCNN(**self.config)
         self.model.load_state_dict(tensors, assign=True)
         if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
@@ -179,7 +179,7 @@ def opened(path: Path) -> tuple[Known | None, dict[str, Tensor]]:
 def skeleton(tensors: dict[str, Tensor]) -> nn.Module:
     """A module whose state_dict is `tensors`: those called *.weight, of 2 or 4 axes and floating-point, are layers'.
 
-    Nothing else is known of the layers, which are good for sharing only. Raises CommandError.
+    Nothing else is known about the layers, so they can be shared but not run. Raises CommandError.
     """
     by_module: dict[str, dict[str, Tensor]] = {"": {}}
     for key, tensor in tensors.items():
@@ -190,7 +190,7 @@ def skeleton(tensors: dict[str, Tensor]) -> nn.Module:
             by_module.setdefault(".".join(path[:depth]), {})
         by_module[".".join(path)][last] = tensor
     modules: dict[str, nn.Module] = {}
-    for name, of_module in by_module.items():  # what is outside comes before what is inside
+    for name, of_module in by_module.items():  # outer modules come before inner ones
         made = modules[name] = _layer(of_module)
         for key, tensor in of_module.items():
             if key in made._parameters:

@@ -1,4 +1,5 @@
-"""Images to train on: scikit-learn's handwritten digits, or CIFAR-10 in its binary form; their order and distortion.
+"""Images to train on: scikit-learn's handwritten digits, or CIFAR-10 in its binary form; also their order and
+distortion.
 
 Nothing here reads a pickle.
 """
@@ -18,9 +19,9 @@ CIFAR10_TEST_FILE = "test_batch.bin"
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_SHAPE = (3, 32, 32)
 CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: one label, then the red, green and blue planes row by row
-CIFAR10_MOST = 60_000  # records of all files together: as many as are published
+CIFAR10_MOST = 60_000  # records in all files together: as many as are published
 
-# How far a training image is turned, stretched and moved at most, either way.
+# How far a training image is turned, stretched and moved, at most and either way.
 ROTATION = 0.2  # radians
 STRETCH = 0.1  # of the image's size, along each axis by itself
 SHIFT = 1 / 16  # of the image's size
@@ -35,7 +36,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images split into a training part and a held-out part.
+    """Training images and held-out images.
 
     Images are raw uint8 of shape [N, C, H, W] with H == W; labels are int64 of shape [N] in 0..num_classes-1.
     """
@@ -58,8 +59,8 @@ class ImageSet:
     def channel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images, in raw pixel units.
 
-        Taken from a histogram of byte values, so nothing of the images' size is converted to float. A channel of one
-        single value gets the deviation 1, so that dividing by it is safe.
+        Computed from a histogram of byte values, so that no array of the images' size is converted to float. A channel
+        of one single value gets the deviation 1, so that dividing by it is safe.
         """
         value = np.arange(256, dtype=np.float64)
         means, deviations = [], []
@@ -112,7 +113,7 @@ def load_cifar10(folder: str | os.PathLike[str]) -> ImageSet:
         raise DataError(f"there is no folder {folder}")
     if not (folder / CIFAR10_TEST_FILE).exists() and (folder / CIFAR10_FOLDER).is_dir():
         folder = folder / CIFAR10_FOLDER
-    # All sizes are looked up before the first large read, so that a file that is missing or too large is told at once.
+    # All sizes are looked up before the first large read, so that a missing or too large file is reported at once.
     left = CIFAR10_MOST * CIFAR10_RECORD
     for name in (*CIFAR10_TRAIN_FILES, CIFAR10_TEST_FILE):
         left -= _size_of_cifar10_file(folder / name, left)

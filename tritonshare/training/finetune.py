@@ -1,9 +1,10 @@
-"""The last part of `tritonshare train --shared-bits`: share the trained weights, fine-tune, tell what was lost.
+"""The last step of `tritonshare train --shared-bits`: shares the trained weights, fine-tunes, and reports what was
+lost.
 
-The weights of every layer are shared as `tritonshare.compress` does it, and trained on with Adam: centroids, biases,
-and straight through the indices, which are assigned anew every few steps. All of it is made from the last dense epoch
-and the seed: a run that was killed on the way begins this part again when it is resumed, and on the CPU ends at the
-same bits.
+The weights of every layer are shared as `tritonshare.compress` does it. Then Adam trains codebooks and biases and,
+straight-through, the index tensors, which are assigned anew every few steps. Everything follows from the last dense
+epoch and the seed: a run that was killed meanwhile begins this step again when it is resumed, and on the CPU ends at
+the same bits.
 """
 
 import copy
@@ -21,11 +22,11 @@ from tritonshare.training.options import SHARED_CODEBOOKS, SHARED_REASSIGNED, Op
 from tritonshare.training.report import Size
 from tritonshare.training.run import SHARED, SIZES, Run, one_epoch
 
-EVERY = range(1, 9)  # numbers of bits, whose sizes are drawn
+EVERY = range(1, 9)  # the numbers of bits in the picture of sizes
 
 
 def shared_run(run: Run, bits: int, trained: int, codebooks: int = SHARED_CODEBOOKS) -> tuple[Run, compress.Report]:
-    """A run like `run`, after `trained` epochs, whose model is shared, with an optimizer of its own; and the report.
+    """A run like `run`, after `trained` epochs, with shared weights and a new optimizer; and the report on sharing.
 
     Raises: ArgumentError where the model has no layer to share.
     """
@@ -74,7 +75,7 @@ def by_class(run: Run) -> list[float]:
 
 
 def finish(run: Run, trained: int, bits: int) -> tuple[float, float]:
-    """Do it all after `trained` epochs: print, and write files; returns the accuracies, dense and shared.
+    """Run the whole step after `trained` epochs: print, and write files. Returns the accuracies, dense and shared.
 
     Raises: ArgumentError, TrainingError, OSError.
     """
@@ -105,7 +106,7 @@ def finish(run: Run, trained: int, bits: int) -> tuple[float, float]:
 
 
 def class_table(before: Iterable[float], after: Iterable[float], counts: Iterable[int]) -> str:
-    """Held-out accuracy by class, dense and shared, and the difference in points."""
+    """A table of held-out accuracy by class, dense and shared, with the difference in points."""
     lines = ["class  images    dense   shared  points"]
     for number, (dense, shared, count) in enumerate(zip(before, after, counts, strict=True)):
         lines.append(f"{number:>5}  {count:>6}  {dense:7.2%}  {shared:7.2%}  {100 * (shared - dense):+6.2f}")

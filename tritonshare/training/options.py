@@ -1,4 +1,4 @@
-"""What `tritonshare train` can be asked for. No package of the extra `train` is needed to read it."""
+"""The options of `tritonshare train`. Importing this needs no package of the extra `train`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from tritonshare.files import sentence
 DEFAULT_EPOCHS = {"digits": 60, "cifar10": 20}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIMILARITIES = {"none": None, "tensor": "tensor", "row": "row"}
-SHARED_CODEBOOKS = 8  # at most, of a layer, with --shared-bits
+SHARED_CODEBOOKS = 8  # how many a layer has at most, with --shared-bits
 SHARED_REASSIGNED = 10  # steps of fine-tuning between two re-assignments of indices
-MAX_EPOCHS = 10_000  # whose history still fits into a checkpoint's header
+MAX_EPOCHS = 10_000  # the history of so many still fits into a checkpoint's header
 MAX_BATCH = 10**9
 MAX_RATE = 1e38  # a weight is float32
 HALVING_EPOCHS = 20  # the step size is halved each time this many epochs are done
 
 
 class OptionError(ValueError):
-    """An option of the run cannot be honoured: one line."""
+    """An option cannot be honoured. The message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(sentence(message))
@@ -30,7 +30,8 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """An optimizer by name: its class, the arguments that are not its defaults, and the learning rate without --lr."""
+    """A choice of --optimizer: its class, the arguments that differ from its defaults, and the learning rate without
+    --lr."""
 
     cls: type[optim.SGD] | type[optim.Adam] | type[optim.AdamW]
     lr: float
@@ -49,7 +50,7 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What `tritonshare train` is asked to do. None: the default depends on other options or the machine.
+    """What `tritonshare train` is asked to do. None stands for a default that depends on other options or the machine.
 
     Raises:
         OptionError: a number is out of range or a name unknown.
@@ -64,11 +65,11 @@ class Options:
     lr: float | None = None
     seed: int = 0
     device: str | None = None  # "cpu", "cuda" or "cuda:N"; None: CUDA if there is one
-    dtype: str = "float32"  # of the computation; weights and optimizer state stay float32
+    dtype: str = "float32"  # the dtype of autocast; weights and optimizer state stay float32
     out: Path | None = None  # None: runs/<data>
-    shared_bits: int | None = None  # share the trained weights, with indices of so many bits, and fine-tune
+    shared_bits: int | None = None  # then share the trained weights, with indices of so many bits, and fine-tune
     shared_epochs: int = 10  # of fine-tuning
-    shared_lr: float = 0.0003  # of its first epoch; it falls to zero along a cosine
+    shared_lr: float = 0.0003  # the learning rate of fine-tuning's first epoch; it falls to zero along a cosine
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -97,5 +98,5 @@ class Options:
 
     @property
     def learning_rate(self) -> float:
-        """Of the first epochs."""
+        """The learning rate of the first epochs."""
         return OPTIMIZERS[self.optimizer].lr if self.lr is None else self.lr

@@ -1,4 +1,4 @@
-"""What a training run reports: a picture of its curves and a table."""
+"""Reports a training run: a picture of its curves, and a table."""
 
 import io
 import os
@@ -14,8 +14,8 @@ from tritonshare.files import sentence
 
 @contextmanager
 def _no_backend() -> Iterator[None]:
-    """Within the block MPLBACKEND is not set: shells of notebooks name one there that matplotlib may not know, and then
-    it cannot be imported. No picture here has a backend."""
+    """Within the block MPLBACKEND is not set. Notebooks name a backend there that matplotlib may not know, and then it
+    cannot be imported; the pictures here need no backend."""
     named = os.environ.pop("MPLBACKEND", None)
     try:
         yield
@@ -30,13 +30,13 @@ with _no_backend():
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-LINE = 10_000  # characters of a line with paths in it
+LINE = 10_000  # characters of a line that may have a path in it
 LOSS = records.number(0, 1e300)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch reached: mean losses (nats), accuracy in 0..1, and the seconds its training steps took."""
+    """The result of one epoch: mean losses (nats), accuracy in 0..1, and the seconds that its training steps took."""
 
     loss: Annotated[float, LOSS]
     held_out_loss: Annotated[float, LOSS]
@@ -138,7 +138,7 @@ def _by_epoch(axes: Axes) -> None:
 def png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a title may have characters that the font has not
+        warnings.filterwarnings("ignore", message="Glyph")  # a title may have characters that the font lacks
         FigureCanvasAgg(figure).print_png(picture)
     return picture.getvalue()
 

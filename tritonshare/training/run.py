@@ -33,21 +33,21 @@ from tritonshare.training.options import (
 from tritonshare.training.report import Epoch
 
 CHECKPOINT, MODEL, CURVES = "checkpoint.safetensors", "model.safetensors", "curves.png"
-SHARED, SIZES = "shared.safetensors", "sizes.png"  # of --shared-bits
+SHARED, SIZES = "shared.safetensors", "sizes.png"  # written with --shared-bits
 
-UNCHOSEN = {"optimizer": "adam", "similarity": "none"}  # of checkpoints from before there was a choice
-CHECK_STEPS = 20  # steps between two looks at the loss: each look waits for the device
+UNCHOSEN = {"optimizer": "adam", "similarity": "none"}  # in checkpoints from before there was a choice
+CHECK_STEPS = 20  # steps between two readings of the loss: each waits for the device
 EVALUATION_BATCH = 1024
 SHARED_PIXELS = 2**15  # a batch with fewer positions than this (size squared, times images) stays on one CPU thread
 
 
 class TrainingError(RuntimeError):
-    """Training went wrong: the loss is not finite."""
+    """Training failed: the loss is not finite."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint tells beside its tensors."""
+    """What a checkpoint holds beside its tensors."""
 
     config: Annotated[dict[str, Any], records.Kind("an object", lambda v: isinstance(v, dict), (None, [], "x"))]
     scaler: Annotated[dict[str, Any], records.Kind("an object", lambda v: isinstance(v, dict), (None, [], "x"))]
@@ -103,8 +103,8 @@ def threads_for(options: Options, images: data.ImageSet, device: torch.device) -
     """One CPU thread for batches too small to share, torch's own number for others; the old number afterwards.
 
     A batch of digits takes about 5 ms on one thread. A second one saves half of that at best, and waiting for it costs
-    several times as much when another process holds its core. With one thread the number of cores is also no part of
-    the result.
+    several times as much when another process holds its core. With one thread the result also does not depend on the
+    number of cores.
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and options.batch_size * images.image_size**2 < SHARED_PIXELS:
@@ -190,7 +190,7 @@ class Run:
             total += loss * len(chosen)
             seen += len(chosen)
             if number % CHECK_STEPS == 0 or number == len(batches):
-                mean = total.item() / seen  # one bad step makes the sum bad for good, so none is missed
+                mean = total.item() / seen  # one bad step makes the sum bad for good, so that none is missed
                 if not math.isfinite(mean):
                     raise TrainingError(
                         f"the loss became {mean} in epoch {epoch + 1}: try a smaller {self.rate_option}"
@@ -220,13 +220,13 @@ class Run:
         return torch.cat(predictions) == self.held_out_labels
 
     def path(self) -> str:
-        """Which way the model's fused blocks go on this device, and why."""
+        """Whether the kernels or plain torch compute the model's fused blocks on this device, and why."""
         notes = explain(self.logits, self.prepare(self.train_images[: self.options.batch_size]))
         ways = {f"{'Triton kernels' if note.kernels else 'plain torch'}: {note.reason}" for note in notes}
         return f"{self.device}, {self.options.dtype}, {'; '.join(sorted(ways))}"
 
     def save(self, history: list[Epoch]) -> None:
-        """Write the checkpoint and the model alone; a crash in between is mended by resuming. Raises OSError."""
+        """Write the checkpoint and the model alone; if it crashes in between, resuming repairs it. Raises OSError."""
         metadata = {"config": self.config, "scaler": self.scaler.state_dict(), "history": [asdict(e) for e in history]}
         files.replace(
             {
@@ -240,7 +240,7 @@ class Run:
         return checkpoint.tensors_to_bytes(self.model.state_dict(), self.model_metadata)
 
     def resume(self) -> list[Epoch]:
-        """Take up the checkpoint of the folder; returns the epochs already done. Raises CheckpointError."""
+        """Continue from the checkpoint in the folder; returns the epochs already done. Raises CheckpointError."""
         path = self.options.folder / CHECKPOINT
         size = sum(tensor.nbytes for tensor in self.model.state_dict().values())
         tensors, metadata = checkpoint.read(path, most=8 * size + 2**20)  # no optimizer keeps so many states
@@ -258,7 +258,7 @@ class Run:
         return history
 
     def _check_config(self, saved: dict[str, Any]) -> None:
-        """Raise FileError unless a checkpoint was made with this run's options, from its images and of its model."""
+        """Raise FileError unless a checkpoint was made with this run's options, images and model."""
         saved = UNCHOSEN | saved
         for name in (*sorted(self.config.keys() - saved.keys()), *sorted(saved.keys() - self.config.keys())):
             raise files.FileError(f"has config {'without' if name in self.config else 'with an unknown'} {name!r:.80}")
@@ -270,7 +270,7 @@ class Run:
                 raise files.FileError(f"was made with {option} {saved[key]!s:.80}, not {value}")
 
     def _check_scaler(self, saved: dict[str, Any]) -> None:
-        """Raise FileError unless it is a state of this run's scaler of losses."""
+        """Raise FileError unless it is a possible state of this run's loss scaler."""
         expected = self.scaler.state_dict()
         if expected:
             expected |= {key: saved.get(key) for key in ("scale", "_growth_tracker")}
@@ -284,8 +284,8 @@ class Run:
 def one_epoch(
     run: Run, epoch: int, epochs: int, kind: str = "", keep: Callable[[Epoch], None] = lambda done: None
 ) -> Epoch:
-    """Train and evaluate epoch `epoch` (from 0) of `epochs`, `keep` what it reached, and print its line: there may be
-    nowhere to print to. Raises TrainingError, and what `keep` raises.
+    """Train and evaluate epoch `epoch` (from 0) of `epochs`, call `keep` with its result, and then print its line,
+    which may fail. Raises TrainingError, and what `keep` raises.
     """
     label, count = f"{kind}epoch {epoch + 1:{len(str(epochs))}}/{epochs}", len(run.train_labels)
     # disable=None: no bar where standard error is not a terminal.

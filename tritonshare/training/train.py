@@ -1,4 +1,4 @@
-"""`tritonshare train`: a run from start to end, in a folder that it has to itself, and the closing table."""
+"""`tritonshare train`: a run from start to end, in a folder that no other run uses, and the closing table."""
 
 import os
 import time
@@ -25,7 +25,7 @@ from tritonshare.training.run import (
     threads_for,
 )
 
-LOCK = ".lock"  # there while a run goes on
+LOCK = ".lock"  # exists while a run goes on
 
 
 def train(options: Options) -> list[Epoch]:
@@ -51,7 +51,7 @@ def train(options: Options) -> list[Epoch]:
 
 @contextmanager
 def sole(folder: Path) -> Iterator[None]:
-    """Make the folder, in which no other run is at work within the block, and where files can be made."""
+    """Make the folder. Within the block no other run works in it, and files can be made there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with files.held(folder / LOCK, f"--out {folder}"):
@@ -61,7 +61,7 @@ def sole(folder: Path) -> Iterator[None]:
 
 
 def train_on(images: data.ImageSet, options: Options, device: torch.device) -> list[Epoch]:
-    """`train`, once the images are loaded, the device is chosen and the folder is this run's own."""
+    """`train`, once the images are loaded, the device is chosen and the folder is locked."""
     began, folder = time.perf_counter(), options.folder
     epochs = options.epochs or DEFAULT_EPOCHS[options.data]
     run = Run(options, images, device)
@@ -89,7 +89,7 @@ def train_on(images: data.ImageSet, options: Options, device: torch.device) -> l
 
 
 def facts(run: Run, history: list[Epoch], seconds: float) -> dict[str, str]:
-    """The rows of the closing table; `seconds` is the wall time of this call."""
+    """The rows of the closing table; `seconds` is the wall-clock time of this call."""
     options, count = run.options, len(run.train_labels)
     best = max(history, key=lambda epoch: epoch.held_out_accuracy)
     shape = "x".join(str(size) for size in run.train_images.shape[1:])
