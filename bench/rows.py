@@ -102,7 +102,7 @@ class DeviceRow(Measured, Subject):
     """A measurement of an op."""
 
     device_us: Interval
-    call_us: Interval  # what a user waits, host included
+    call_us: Interval  # wall-clock time of a call
     first_call_s: float
     peak_bytes: float | None
     saved_bytes: float | None  # kept for the backward

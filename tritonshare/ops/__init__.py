@@ -1,4 +1,4 @@
-"""One module per op: its declaration. Importing this package registers them all."""
+"""A package per op, with its declaration. Importing this package registers all ops."""
 
 from . import (
     adaptive_update,

@@ -1,4 +1,4 @@
-"""Named geometries of conv2d_act_pool: ((N, C, H, W), (K, C / groups, R, S), bias) and options."""
+"""Named cases of conv2d_act_pool: ((N, C, H, W), (K, C / groups, R, S), bias) and options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def case(name, tags, x, w, bias=True, **options) -> Case:
     return Case(name, tuple(tags.split()), (x, w, (w[0],) if bias else None), options)
 
 
-# every pooling with a kinked activation of each class, and a constant slope; windows have one element or two, so that
-# some of infinities hold nothing else
+# every pooling with a kinked activation of each class, and with a constant slope; windows have one or two elements, so
+# that some windows hold nothing but infinities
 AT_SIDES = {"pool_size": 2, "pool_stride": 2, "pool_padding": 1}
 KINKED = ("none", "relu", "leaky_relu", "hardswish")
 KINKS = {
@@ -33,7 +33,7 @@ CASES = (
     case("article_k5", "edge", (1, 3, 6, 6), (32, 3, 5, 5), padding=2),
     case("avg", "tiny codegen", (2, 4, 9, 9), (6, 4, 3, 3), pool="avg"),
     case("no_pool", "tiny codegen", (2, 4, 7, 6), (6, 4, 3, 3), pool=None),
-    # edge: one axis of difficulty each
+    # edge: one difficulty each
     case("size_one", "edge", (1, 1, 1, 1), (1, 1, 1, 1), pool_size=1),
     case("empty_batch", "edge", (0, 3, 8, 8), (4, 3, 3, 3)),
     case("no_bias", "edge", (2, 3, 8, 8), (4, 3, 3, 3), bias=False),
@@ -107,7 +107,7 @@ CASES = (
 
 
 def draw(rng: random.Random) -> Case:
-    """A random small geometry; every option is drawn, and sizes are at least what they need."""
+    """A random small case: every option is drawn, and sizes are at least what the options need."""
     groups = rng.choice((1, 1, 1, 2, 3))
     channels, filters = rng.randint(1, 4) * groups, rng.randint(1, 5) * groups
     options = {

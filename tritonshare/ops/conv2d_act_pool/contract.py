@@ -1,4 +1,4 @@
-"""What conv2d_act_pool asks of its arguments."""
+"""The contract of conv2d_act_pool: what its arguments must be."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SAMPLE = 2**31 - 2**20
 
 
 def _axes(a):
-    """Both spatial axes of a call; sizes may come out too small."""
+    """Both spatial axes of a call; output sizes may come out too small."""
     tensors = (a["input"], a["weight"], a["bias"])
     return axes(tensors, canonical(tensors, *list(a.values())[len(tensors) :]))
 
@@ -98,7 +98,7 @@ def _offsets(a):
 
 
 def _ones(a, name, sizes):
-    """A tensor like a[name] with some axes of another size; on meta where it would be large."""
+    """A tensor like a[name] with some axes of another size; on meta if it would be large."""
     shape = list(a[name].shape)
     for axis, size in sizes.items():
         shape[axis] = size
@@ -106,7 +106,7 @@ def _ones(a, name, sizes):
 
 
 KERNEL_SIZE = check.integers("kernel_size", (1, 2), 1, 2**16)
-# Clauses that do not ask for a weight of floating-point numbers: of its shape at the most.
+# Clauses that do not need a floating-point weight, but its shape at most.
 CONVOLUTION = (
     check.integers("stride", (1, 2), 1),
     check.integers("padding", (1, 2, 4), 0, names=("same", "valid")),

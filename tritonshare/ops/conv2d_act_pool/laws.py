@@ -1,4 +1,4 @@
-"""Identities of conv2d_act_pool, for property tests: see declare.Law. Exact on integers, in any order of summation."""
+"""Laws of conv2d_act_pool, for property tests: see declare.Law. Exact on integers, in any order of summation."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def twice_the_input_is_twice_the_output(run, tensors, options):
 
 
 def output_and_gradient_are_adjoint(run, tensors, options):
-    """Euler: f(x) homogeneous of degree one has <f(x), g> = <x, J^T g>, and the same in w."""
+    """Euler: where f(x) is homogeneous of degree one, <f(x), g> = <x, J^T g>; the same holds in w."""
     exact_mean = options.get("pool", "max") != "avg"
     if options.get("activation", "relu") not in HOMOGENEOUS or not exact_mean:
         return None

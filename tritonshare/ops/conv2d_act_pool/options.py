@@ -1,4 +1,4 @@
-"""Options of conv2d_act_pool: as a caller writes them -> as the schema has them; and the geometry that they make."""
+"""Options of conv2d_act_pool: from the form that callers write to that of the schema; and the geometry they define."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 def four_sides(padding: Any, taps: Sequence[int], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Padding as (top, bottom, left, right). "same" puts the odd one at the end, as torch does."""
+    """Padding as (top, bottom, left, right). "same" puts an odd zero at the end, as torch does."""
     if padding == "valid":
         return (0, 0, 0, 0)
     if padding == "same":
@@ -41,7 +41,7 @@ def canonical(
 
 
 def axes(tensors: Sequence[Any], options: Sequence[Any]) -> tuple[Axis, Axis]:
-    """Both spatial axes of a call with canonical options. Sizes may come out too small: the contract looks."""
+    """Both spatial axes of a call with canonical options. Sizes may come out too small, which the contract checks."""
     stride, padding, dilation, _, _, _, window, pool_stride, pool_pad, ceil_mode, _ = options
     both = []
     for i in (0, 1):

@@ -1,4 +1,4 @@
-"""What else computes a convolution block, each given its best chance: benchmarks set them beside conv2d_act_pool."""
+"""Other implementations of a convolution block, each in its best form: the rivals of conv2d_act_pool in benchmarks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def activation_of(options):
 
 
 def eager(options):
-    """As people write it: a ReLU works in place, which spares a map."""
+    """As people write it. ReLU works in place, which saves a map."""
     in_place = partial(F.relu, inplace=True)
     return block(F.conv2d, in_place if options[4] == "relu" else activation_of(options), options)
 

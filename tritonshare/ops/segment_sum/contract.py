@@ -1,4 +1,4 @@
-"""What segment_sum asks of its arguments."""
+"""The contract of segment_sum: what its arguments must be."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ CONTRACT = (
 
 
 def check_ids(segments: Any, count: Any) -> None:
-    """One sentence on an id of no segment, where ids can be read without waiting for a device.
+    """Raise one sentence on a segment number that is out of range, if it can be read without waiting for a device.
 
-    Not a clause: contracts are about what is the same for a problem, and are checked once for each.
+    This is no clause: clauses are checked once per problem, and numbers change from call to call.
     """
     if torch.compiler.is_compiling() or type(count) is not int:
         return
     if not dispatch.plain((segments,)) and dispatch.way((segments,))[0] is not dispatch.Way.DIRECT:
-        return  # ids that are traced cannot be read
+        return  # numbers that are traced cannot be read
     readable = type(segments) is torch.Tensor and segments.device.type == "cpu" and segments.dtype == torch.int64
     if not readable or segments.numel() == 0:
         return

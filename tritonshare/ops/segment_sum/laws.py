@@ -1,4 +1,4 @@
-"""Identities of segment_sum, for property tests: see declare.Law. Exact on integers, in any order of summation."""
+"""Laws of segment_sum, for property tests: see declare.Law. Exact on integers, in any order of summation."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from ...products import widened
 
 
 def reference(input, segments, count):
-    """Rows of no segment are summed into one more, which is cut off. Short floats are summed in fp32."""
-    # unseen while torch compiles; bool: torch.jit.trace compares sizes as tensors
+    """Rows that belong to no segment are summed into an extra one, which is cut off. Half precision is summed in
+    fp32."""
+    # hidden while torch compiles; bool: torch.jit.trace compares sizes as tensors
     torch._check(bool(input.shape[1] > 0), lambda: "segment_sum: input axis 1 (D) is empty")
     inside = (segments >= 0) & (segments < count)
     wide = widened(input)

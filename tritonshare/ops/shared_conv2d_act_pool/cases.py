@@ -1,4 +1,4 @@
-"""Geometries of conv2d_act_pool, their weights shared."""
+"""Cases of conv2d_act_pool, with shared weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES = tuple(
 
 
 def draw(rng: random.Random) -> Case:
-    """Of a few geometries of conv2d_act_pool, whose own tests meet large ones, the one with the least products."""
+    """The smallest of a few random cases of conv2d_act_pool, whose own tests cover large ones."""
     case = min((dense.draw(rng) for _ in range(4)), key=lambda c: prod(c.tensors[0]) * prod(c.tensors[1]))
     filters = case.tensors[1][0]
     books = [n for n in (1, 2, 3) if filters % n == 0]

@@ -1,5 +1,5 @@
-"""What shared_conv2d_act_pool asks of its arguments: of codes and codebook as shared_linear does, of the convolution as
-conv2d_act_pool does."""
+"""The contract of shared_conv2d_act_pool: shared_linear's clauses for codes and codebook, and conv2d_act_pool's for the
+convolution."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .options import weight_named
 
 
 def _dense(a: Arguments) -> dict[str, Any]:
-    """conv2d_act_pool's arguments, with a weight that has a shape alone."""
+    """conv2d_act_pool's arguments, with a weight that has nothing but a shape."""
     rest = {n: v for n, v in a.items() if n not in ("codes", "codebook", "kernel_size", "bits")}
     weight = weight_named((a["input"], a["codes"]), a["kernel_size"], a["groups"])
     return {"input": rest.pop("input"), "weight": weight, **rest}
 
 
 def _lifted(clause: Clause) -> Clause:
-    """A clause of conv2d_act_pool, asked of these arguments."""
+    """A clause of conv2d_act_pool, applied to these arguments."""
 
     def lifted(change: Change) -> Change:
         return lambda a: change({**a, "weight": _dense(a)["weight"]})

@@ -1,4 +1,4 @@
-"""Arguments of shared_conv2d_act_pool as conv2d_act_pool's, whose weight they name."""
+"""Turns arguments of shared_conv2d_act_pool into those of conv2d_act_pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..conv2d_act_pool.reference import reference as dense_reference
 
 
 class Weight(NamedTuple):
-    """What is asked of a weight that is not there."""
+    """Stands for the dense weight, which does not exist: it has a shape."""
 
     shape: tuple[int, int, int, int]  # K, C / groups, R, S
 
@@ -30,6 +30,6 @@ def canonical(tensors, kernel_size, stride, padding, dilation, groups, bits, *bl
 
 def reference(input, codes, codebook, bias, kernel_size, stride, padding, dilation, groups, bits, *block):
     k, c, r, s = weight_named((input, codes), kernel_size, groups).shape
-    # contiguous, or torch would give the output the layout of the weight
+    # contiguous; else torch would give the output the layout of the weight
     weight = weight_of(decode(codes, codebook, bits, c * r * s), (k, c, r, s)).contiguous()
     return dense_reference(input, weight, bias, stride, padding, dilation, groups, *block)

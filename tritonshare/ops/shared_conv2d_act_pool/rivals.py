@@ -1,4 +1,4 @@
-"""What else computes a convolution block of shared weights: benchmarks set them beside shared_conv2d_act_pool."""
+"""Other implementations of a convolution block with shared weights: the rivals of shared_conv2d_act_pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import weight_named
 
 
 def decoded_beforehand(build):
-    """A way to compute conv2d_act_pool, from a dense weight that was decoded before."""
+    """A rival of conv2d_act_pool, on a dense weight that was decoded beforehand."""
 
     def with_options(options):
         kernel_size, *conv, bits = options[:6]

@@ -1,4 +1,4 @@
-"""Named geometries of shared_linear: (rows of the batch, in-features, out-features), bits, codebooks; and its laws."""
+"""Named cases of shared_linear: (rows of the batch, in-features, out-features), bits, codebooks; and its laws."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ...packing import pack, unpack
 
 
 def packed(rows: int, count: int, bits: int, codebooks: int) -> tuple[Whole, tuple[int, int]]:
-    """Codes and codebook of rows x count weights. Any byte is a code, and what is left of a last one is any, too."""
+    """Random codes and codebook of rows x count weights. Any byte is valid, also in the unused bits of a row's last
+    one."""
     return Whole((rows, code_bytes(count, bits)), 256, torch.uint8), (codebooks, 2**bits)
 
 
@@ -33,7 +34,7 @@ CASES = (
     case("eight_bits", "edge", (2, 18, 3), 8, bias=False),
     case("size_one", "edge", (1, 1, 1), 1),
     case("empty_batch", "edge", (0, 8, 4), 4),
-    # of language models, at a batch of tokens that is bound by the weight's bytes and at one that is not
+    # layers of language models, at a batch that is bound by the bytes of the weight and at one that is not
     case("llm_4096_16", "layer chips", (16, 4096, 4096), 4),
     case("llm_4096_256", "layer", (256, 4096, 4096), 4),
     case("llm_4096_1", "bench", (1, 4096, 4096), 4),
@@ -49,7 +50,7 @@ def draw(rng: random.Random) -> Case:
 
 
 def rows_permute(run, tensors, options):
-    """Out-features with one codebook, as any order of them."""
+    """With one codebook, out-features may come in any order."""
     if options.get("groups", 1) != 1:
         return None
     x, codes, book, b = tensors
@@ -70,7 +71,7 @@ def codebooks_are_a_concatenation(run, tensors, options):
 
 
 def indices_and_entries_permute(run, tensors, options):
-    """A codebook's order does not matter, if the indices follow it."""
+    """The order of a codebook's entries does not matter if the indices follow it."""
     x, codes, book, b = tensors
     bits = options["bits"]
     turned = pack(2**bits - 1 - unpack(codes, bits, codes.shape[1] * 8 // bits), bits)

@@ -1,4 +1,4 @@
-"""What shared_linear asks of its arguments, and what every op of shared weights asks of codes and codebook."""
+"""The contract of shared_linear, and the clauses that every op with shared weights has for codes and codebook."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...kernels.geometry import code_bytes
 from ...packing import LARGEST_BITS
 
 MAX_WEIGHTS = 2**31 - 2**20  # offsets within a weight are 32-bit
-MAX_COUNT = 2**27  # and so are those of a row's bits
+MAX_COUNT = 2**27  # offsets of a row's bits are 32-bit, too
 
 
 def packed_tensors() -> tuple[Clause, ...]:
-    """On codes and codebook by themselves."""
+    """Clauses for codes and codebook by themselves."""
 
     def bytes_(a: Arguments) -> str | None:
         dtype = a["codes"].dtype
@@ -38,7 +38,7 @@ def packed_tensors() -> tuple[Clause, ...]:
 
 
 def packed_sizes(count: Callable[[Arguments], int]) -> tuple[Clause, ...]:
-    """On how they belong together; `count` says how many weights the other arguments make of a row."""
+    """Clauses for codes and codebook together. count: computes from the arguments how many weights a row has."""
 
     def rows(a: Arguments) -> str | None:
         return None if a["codes"].shape[0] else "axis 0 (rows) is empty"
@@ -79,7 +79,7 @@ def packed_sizes(count: Callable[[Arguments], int]) -> tuple[Clause, ...]:
         return change
 
     def too_many(a: Arguments) -> dict:
-        """On meta: nothing of it is in memory."""
+        """Too many weights, on meta, where they take no memory."""
         meta = {n: t.to("meta") for n, t in a.items() if isinstance(t, torch.Tensor)}
         rows = MAX_WEIGHTS // count(a) + 1
         taller = {"codes": meta["codes"].new_empty(rows, meta["codes"].shape[1])}

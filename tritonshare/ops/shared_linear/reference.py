@@ -1,4 +1,4 @@
-"""shared_linear in plain torch, and what benchmarks set beside it."""
+"""shared_linear in plain torch, and its rival in benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def reference(input, codes, codebook, bias, bits):
 
 
 def dense(options):
-    """torch's own, from a dense weight that was decoded beforehand: what sharing the weight spares is its bytes."""
+    """torch's own, on a dense weight that was decoded beforehand. Sharing saves the bytes of that weight."""
     weights: dict[int, torch.Tensor] = {}
 
     def run(x, codes, codebook, bias):
