@@ -53,7 +53,7 @@ def no_device(provider, monkeypatch):
             monkeypatch.setattr(torch, "_foreach_add_", count_steps)
         yield
         return
-    monkeypatch.setattr(launch, "path_of", lambda device, dtype: launch.Path(True, "a stub driver"))
+    monkeypatch.setattr(launch, "path_of", lambda *_: launch.Path(launch.KERNELS, "a stub driver"))
     with stub_driver() as gpu:
         gpu.recording = False
         yield

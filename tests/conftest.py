@@ -20,6 +20,7 @@ say when it runs:
 import fcntl
 import os
 import time
+from contextlib import nullcontext
 from itertools import cycle
 from operator import attrgetter
 from pathlib import Path
@@ -82,11 +83,19 @@ def pytest_collection_modifyitems(config, items):
         marks = {mark.name for mark in item.iter_markers()} & set(LANES)
         if not marks:
             raise pytest.UsageError(f"{item.nodeid} names no lane")
-        (kept if marks & wanted else others).append(item)
+        (kept if marks & wanted and has_path(item, wanted) else others).append(item)
     config.hook.pytest_deselected(items=others)
     all_but_samples_are_long(kept)
     # long ones last: should the time run out, one of each kind was run
     items[:] = sorted(kept, key=lambda item: item.get_closest_marker("long") is not None)
+
+
+def has_path(item, wanted):
+    """Whether a test is another one on the path that `both_paths` gives it: of ops that declare one for CPU tensors."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if params.get("both_paths") is None:
+        return True
+    return "reference" in wanted and getattr(params.get("op"), "cpu", None) is not None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -107,6 +116,15 @@ def no_users_table(monkeypatch):
     from tritonshare import tables
 
     monkeypatch.setattr(tables, "user_file", lambda arch: None)
+
+
+@pytest.fixture(params=[None, "reference"], ids=["own", "by_reference"])
+def both_paths(request):
+    """An op that has a way of its own for CPU tensors goes it, and then that of the others."""
+    from tritonshare.plan import using
+
+    with using(path=request.param) if request.param else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -153,6 +153,11 @@ def takes_kernels():
     return launch.path(torch.empty(())).kernels
 
 
+def has_problem(op):
+    """Whether a Problem computes an op of CPU tensors here: the kernels', or its own for them."""
+    return op.path(torch.empty(())).name != launch.REFERENCE
+
+
 def call(op, tensors, **options):
     """What an op's function returns; of several tensors the one that has a gradient."""
     return first_of(gate.call(op, tensors, options))

@@ -20,8 +20,8 @@ ARCHES = (90, 80)
 
 @pytest.fixture(autouse=True)
 def cpu_tensors_take_the_kernels(monkeypatch, fresh_problems):
-    def path_of(device, dtype):
-        return launch.Path(dtype in launch.KERNEL_DTYPES, "an emulated GPU")
+    def path_of(device, dtype, cpu=False):
+        return launch.Path(launch.KERNELS if dtype in launch.KERNEL_DTYPES else launch.REFERENCE, "an emulated GPU")
 
     monkeypatch.setattr(launch, "path_of", path_of)
 

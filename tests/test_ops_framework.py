@@ -29,6 +29,7 @@ from tests.ops import (
     cases,
     first_sample,
     framework_cases,
+    has_problem,
     kinds,
     leaves,
     ops,
@@ -45,7 +46,13 @@ from tritonshare.declare import Scalar, Whole, differentiable, first_of
 from tritonshare.op import FUNCTIONS
 from tritonshare.ops.similarity_weight.reference import DISTANCES
 
-pytestmark = [pytest.mark.reference, pytest.mark.interpreter, pytest.mark.once, pytest.mark.sampled("op.name")]
+pytestmark = [
+    pytest.mark.reference,
+    pytest.mark.interpreter,
+    pytest.mark.once,
+    pytest.mark.sampled("op.name"),
+    pytest.mark.usefixtures("both_paths"),
+]
 
 
 def compiled(op, case, **options):
@@ -541,13 +548,13 @@ def test_dispatch_modes_see_the_operator(op):
         found = results(op, tensors, family="random", **case.options)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
-    if takes_kernels():
+    if has_problem(op):
         assert f"tritonshare.{op.name}.default" in seen.names
         assert f"tritonshare.{op.name}_backward.default" in seen.names
     output = call(op, leaves(case), **case.options)
     with Seen() as seen:  # of a backward alone
         output.sum().backward()
-    assert not takes_kernels() or f"tritonshare.{op.name}_backward.default" in seen.names
+    assert not has_problem(op) or f"tritonshare.{op.name}_backward.default" in seen.names
 
 
 @pytest.mark.parametrize("wrapper", [Wrapper, Named])
@@ -647,7 +654,7 @@ def test_fake_tensors_are_as_real_ones(op):
         within = results(op, fakes, family="random", **case.options)
         with pytest.raises(RuntimeError, match=op.name):
             call(op, [fakes[0][..., :0], *fakes[1:]], **case.options)
-    if takes_kernels():  # the operator knows a mode that is its tensors' own; not all of torch does
+    if has_problem(op):  # the operator knows a mode that is its tensors' own; not all of torch does
         within.append(call(op, fakes, **case.options))
     real = results(op, tensors, family="random", **case.options)
     for fake, t in zip(within, [*real, real[0]], strict=False):
@@ -737,9 +744,9 @@ def test_flops_are_the_declared_cost(op):
     function, operator, backward, both = counted
     assert function == operator
     assert function + backward == both
-    if takes_kernels():
+    if has_problem(op):
         needs = [t is not None and t.requires_grad for t in tensors]
-        costs = op.problem(tensors, options).cost(case.shapes[0][0], needs)
+        costs = op.made(tensors, options).cost(case.shapes[0][0], needs)
         assert function == costs["forward"].flops
         assert both == sum(cost.flops for cost in costs.values())
 
@@ -749,7 +756,7 @@ def test_nodes_and_ranges_have_the_name_of_the_op(op):
     case = case_of(op, "tiny")
     tensors = leaves(case)
     output = call(op, tensors, **case.options)
-    if takes_kernels():
+    if has_problem(op):
         name = "".join(word.capitalize() for word in op.name.split("_"))
         nodes = [output.grad_fn]
         while nodes and nodes[0].name() != f"{name}Backward":  # a view may be behind the op
@@ -759,7 +766,7 @@ def test_nodes_and_ranges_have_the_name_of_the_op(op):
         call(op, tensors, **case.options).sum().backward()
     seen = [event.name for event in profile.events()]
     assert seen.count(f"tritonshare::{op.name}") == 1
-    assert seen.count(f"tritonshare::{op.name}_backward") == takes_kernels()
+    assert seen.count(f"tritonshare::{op.name}_backward") == has_problem(op)
 
 
 @pytest.mark.parametrize(("op", "case"), cases("tiny"))

@@ -38,7 +38,7 @@ from tritonshare.ops.conv2d_act_pool import CONV2D_ACT_POOL
 from tritonshare.ops.similarity_weight.reference import DISTANCES, similarities
 from tritonshare.plan import DEVICES, using
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.usefixtures("both_paths")]
 
 
 def like(value):
@@ -116,7 +116,8 @@ def test_every_clause_can_be_broken(op):
 def test_the_function_is_the_reference(op, case):
     tensors = gate.make_tensors(case, torch.float32)
     expected = op.reference(*tensors, *op.canonical(tensors, *gate.raw_options(op, case.options)))
-    torch.testing.assert_close(call(op, tensors, **case.options), first_of(expected), rtol=0, atol=0)
+    with using(path="reference"):
+        torch.testing.assert_close(call(op, tensors, **case.options), first_of(expected), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("op", "case", "law"), laws())
@@ -329,11 +330,13 @@ def test_works_without_triton():
         "x = torch.randn(2, 3, 8, 8, requires_grad=True)\n"
         "tritonshare.functional.conv2d_act_pool(x, torch.randn(4, 3, 3, 3)).sum().backward()\n"
         "print(tritonshare.explain(tritonshare.nn.ConvActPool2d(3, 4, 3), x)[0])\n"
+        "print(tritonshare.explain(tritonshare.functional.cdist, x[0, 0], x[0, 1])[0])\n"
         "p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)\n"
         "for more in ({}, {'similarity': 'row'}): tritonshare.optim.AdamW([p], **more).step()\n"
         "tritonshare.functional.adaptive_update_(p.detach(), p.grad, lr=0.1)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "CPU path" in done.stdout
     assert "Triton cannot be imported" in done.stdout
 
 
@@ -494,9 +497,9 @@ def declare(monkeypatch, library, schema, **changes):
 def test_an_op_needs_no_options(monkeypatch):
     with torch.library._scoped_library("tritonshare", "FRAGMENT") as library:
         op = declare(monkeypatch, library, "(Tensor input)")
-        for kernels in (False, True):
+        for path in (launch.KERNELS, launch.REFERENCE):
             op._problems.clear()
-            monkeypatch.setattr(launch, "path_of", lambda *_, kernels=kernels: launch.Path(kernels, "this test"))
+            monkeypatch.setattr(launch, "path_of", lambda *_, path=path: launch.Path(path, "this test"))
             x = torch.randn(3, requires_grad=True)
             for function in (op, getattr(torch.ops.tritonshare, op.name), torch.compile(op, backend="aot_eager")):
                 torch.testing.assert_close(function(x), 2 * x)

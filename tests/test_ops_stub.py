@@ -17,7 +17,7 @@ pytestmark = pytest.mark.stub
 
 @pytest.fixture
 def gpu(monkeypatch, fresh_problems):
-    monkeypatch.setattr(launch, "path_of", lambda device, dtype: launch.Path(True, "a stub driver"))
+    monkeypatch.setattr(launch, "path_of", lambda *_: launch.Path(launch.KERNELS, "a stub driver"))
     with stub_driver() as driver:
         yield driver
 

@@ -257,7 +257,7 @@ def users(tmp_path, monkeypatch, fresh_problems):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(launch, "path_of", lambda device, dtype: launch.Path(True, "a stub driver"))
+    monkeypatch.setattr(launch, "path_of", lambda *_: launch.Path(launch.KERNELS, "a stub driver"))
     with stub_driver() as driver:
         yield driver
 

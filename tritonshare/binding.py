@@ -182,9 +182,8 @@ def register(op: Op) -> None:
 
     def fake(*args):
         op.check(*args)
-        if not launch.path(args[0]).kernels:
-            return reference(args)
-        return filled(op.problem(args[:tensors], args[tensors:]).allocate(*args[:tensors]))
+        problem = op.made(args[:tensors], args[tensors:])
+        return reference(args) if problem is None else filled(problem.allocate(*args[:tensors]))
 
     def split(args):
         grad, args, needs = args[0], args[1:-1], args[-1]
@@ -206,19 +205,14 @@ def register(op: Op) -> None:
 
     def backward_fake(*args):
         _, inputs, _, rest, needs = split(args)
-        if launch.path(inputs[0]).kernels:
-            grads = op.problem(inputs, rest).allocate_gradients(inputs, needs)
-        else:
-            grads = like(inputs, needs)
+        problem = op.made(inputs, rest)
+        grads = like(inputs, needs) if problem is None else problem.allocate_gradients(inputs, needs)
         return [g for g in grads if g is not None]
 
     def setup_context(ctx, inputs, output):
         ctx.rest = inputs[tensors:]
-        x = inputs[0]
-        if launch.path(x).kernels:
-            keep = op.problem(inputs[:tensors], ctx.rest).kept
-        else:
-            keep = (False,) * op.outputs
+        problem = op.made(inputs[:tensors], ctx.rest)
+        keep = (False,) * op.outputs if problem is None else problem.kept
         kept = [o if k else None for o, k in zip(tupled(output), keep, strict=True)]
         ctx.save_for_backward(*inputs[:tensors], *kept)
 
@@ -266,7 +260,7 @@ def _register_flops(op: Op, split) -> None:
     they do not what it counts of the reference."""
 
     def total(tensors, options, needs, passes) -> int:
-        costs = op.problem(tensors, options).cost(tensors[0].shape[0], needs)
+        costs = op.made(tensors, options).cost(tensors[0].shape[0], needs)
         return sum(cost.flops for name, cost in costs.items() if passes(name))
 
     def of_reference(function, *args) -> int:
@@ -277,13 +271,13 @@ def _register_flops(op: Op, split) -> None:
 
     def forward(*args, out_val=None) -> int:
         tensors, options = args[: op.tensors], args[op.tensors :]
-        if not launch.path(tensors[0]).kernels:
+        if op.path(tensors[0]).name == launch.REFERENCE:
             return of_reference(op.reference, *args)
         return total(tensors, options, [False] * op.tensors, lambda name: name == "forward")
 
     def backward(*args, out_val=None) -> int:
         grad, tensors, _, options, needs = split(args)
-        if not launch.path(tensors[0]).kernels:
+        if op.path(tensors[0]).name == launch.REFERENCE:
 
             def gradients(grad, *tensors):
                 return gradients_by_reference(op.reference, grad, tensors, options, needs)

@@ -95,6 +95,11 @@ def in_memory(t: torch.Tensor) -> torch.Tensor:
     return t.clone() if t._is_zerotensor() else t.resolve_neg()
 
 
+def traced() -> bool:
+    """Whether torch.jit.trace writes a program of the call."""
+    return _tracing() is not None
+
+
 def profiled(name: str):
     """A range of the profiler, while there is one."""
     return profiler.record_function(name) if profiler._is_profiler_enabled else nullcontext()

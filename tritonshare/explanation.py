@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from .declare import Problem
-from .launch import Path
+from .launch import CPU, KERNELS, REFERENCE, Path
+
+WAYS = {KERNELS: "kernels", CPU: "CPU path", REFERENCE: "plain-torch reference"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +26,19 @@ class Explanation:
     op: str
     tensors: tuple[torch.Tensor | None, ...]
     options: tuple[Any, ...]
-    kernels: bool
-    reason: str
+    path: Path
     problem: Problem | None
 
+    @property
+    def kernels(self) -> bool:
+        return self.path.kernels
+
+    @property
+    def reason(self) -> str:
+        return self.path.reason
+
     def __str__(self) -> str:
-        way = "kernels" if self.kernels else "plain-torch reference"
-        lines = [f"{self.op} {list(self.tensors[0].shape)}: {way} ({self.reason})"]
+        lines = [f"{self.op} {list(self.tensors[0].shape)}: {WAYS[self.path.name]} ({self.reason})"]
         if self.problem is not None:
             lines += [f"  {name}: {c.plan} (from {c.source})" for name, c in self.problem.chosen.items()]
             lines += [f"  {note}" for note in getattr(self.problem, "notes", ())]
@@ -44,7 +52,7 @@ explained: ContextVar[list[Explanation] | None] = ContextVar("tritonshare_explai
 def note(op: str, tensors: Sequence[Any], raw: tuple[Any, ...], path: Path, problem: Problem | None) -> None:
     """Note a call. The tensors are not kept alive."""
     on_meta = tuple(None if t is None else _without_values(t) for t in tensors)
-    explained.get().append(Explanation(op, on_meta, raw, *path, problem))
+    explained.get().append(Explanation(op, on_meta, raw, path, problem))
 
 
 def _without_values(t: torch.Tensor) -> torch.Tensor:
@@ -63,7 +71,8 @@ def explaining() -> Iterator[list[Explanation]]:
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Explanation]:
     """Run `function` (one of tritonshare.functional, a module, a whole model) and tell, for every op of this library
-    that it calls, whether the kernels or the plain-torch reference computed it, why, and with which plans."""
+    that it calls, whether the kernels, the op's way for CPU tensors or the plain-torch reference computed it, why, and
+    with which plans."""
     with explaining() as notes:
         function(*args, **kwargs)
     return notes

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.compiler import is_exporting
 
 from . import plan as plans
 from .check import ArgumentError
@@ -17,9 +18,16 @@ NUMBERS = (int, float)  # no kernel is specialised on theirs
 GRID_LIMIT = 2**31 - 1  # launchers multiply the grid's axes in a signed 32-bit integer: more would launch nothing
 
 
+KERNELS, CPU, REFERENCE = "kernels", "cpu", "reference"  # the paths
+
+
 class Path(NamedTuple):
-    kernels: bool
+    name: str
     reason: str
+
+    @property
+    def kernels(self) -> bool:
+        return self.name == KERNELS
 
 
 @cache
@@ -48,36 +56,49 @@ def operands(dtype: torch.dtype, precision: str) -> dict[str, Any]:
     return {"DOT_TYPE": types[dtype], "PRECISION": precision}
 
 
-def path(tensor: torch.Tensor) -> Path:
-    """Whether an op on `tensor` takes the kernels or the plain-torch reference, and why."""
-    return path_of(tensor.device.type, tensor.dtype)
+def path(tensor: torch.Tensor, cpu: bool = False) -> Path:
+    """Which path an op on `tensor` takes, and why. cpu: whether it has a way of its own for CPU tensors."""
+    return path_of(tensor.device.type, tensor.dtype, cpu)
 
 
-def path_of(device: str, dtype: torch.dtype) -> Path:
+def path_of(device: str, dtype: torch.dtype, cpu: bool = False) -> Path:
     forced = plans.override().path
-    if forced == "reference":
-        return Path(False, "tritonshare.using(path='reference')")
+    if forced == REFERENCE:
+        return Path(REFERENCE, "tritonshare.using(path='reference')")
+    found = _kernels_or_not(device, dtype, forced)
+    if cpu and device == "cpu" and not found.kernels:
+        asked = forced == CPU
+        return Path(CPU, "tritonshare.using(path='cpu')" if asked else "torch's functions, as they suit a CPU")
+    return found
+
+
+def _kernels_or_not(device: str, dtype: torch.dtype, forced: str | None) -> Path:
     importable, interpreted, state = triton_state()
     if not importable:
-        return Path(False, state)
+        return Path(REFERENCE, state)
     if dtype not in KERNEL_DTYPES:
-        return Path(False, f"the kernels do not compute in {dtype}")
-    if forced == "kernels":
-        return Path(True, "launches are recorded")
+        return Path(REFERENCE, f"the kernels do not compute in {dtype}")
+    if forced == KERNELS:
+        return Path(KERNELS, "launches are recorded")
     if device == "cpu":
-        return Path(interpreted, state if interpreted else "CPU tensors take the plain-torch reference")
+        if interpreted and forced != CPU:
+            return Path(KERNELS, state)
+        return Path(REFERENCE, "CPU tensors take the plain-torch reference")
     if device == "cuda":
         if interpreted:
-            return Path(False, "TRITON_INTERPRET=1 runs kernels on CPU tensors only")
-        return Path(True, "CUDA tensors take the kernels")
-    return Path(False, f"{device} tensors take the plain-torch reference")
+            return Path(REFERENCE, "TRITON_INTERPRET=1 runs kernels on CPU tensors only")
+        return Path(KERNELS, "CUDA tensors take the kernels")
+    return Path(REFERENCE, f"{device} tensors take the plain-torch reference")
 
 
 @torch._dynamo.assume_constant_result
-def traced_path_of(device: str, dtype: torch.dtype, opaque: bool = False) -> bool:
-    """Whether compiled code calls the registered operator: where the kernels run, and where it must be `opaque` to the
-    compiler. A constant of the compiled code. Not in torch.func transforms."""
-    return (opaque or path_of(device, dtype).kernels) and not torch._C._are_functorch_transforms_active()
+def traced_path_of(device: str, dtype: torch.dtype, cpu: bool, opaque: bool) -> bool:
+    """Whether compiled code calls the registered operator: where a Problem computes the op, and where it must be
+    `opaque` to the compiler. A constant of the compiled code. Not in torch.func transforms."""
+    if torch._C._are_functorch_transforms_active():
+        return False
+    found = path_of(device, dtype, cpu)
+    return opaque or found.kernels or (found.name == CPU and not is_exporting())
 
 
 class Launch(NamedTuple):

@@ -4,10 +4,11 @@ An op is declared in tritonshare/ops as one `Op` record. In eager mode a call go
 
     raw arguments -> (once per key) contract, canonical options, a Problem -> autograd.Function -> kernels
 
-without the dispatcher. While torch compiles or exports, and where a mode or a tracer of torch looks on (dispatch.way),
-the same Problem runs behind a registered operator, `torch.ops.tritonshare.<name>`, and its backward behind
-`<name>_backward`. Under torch.func transforms, in forward mode, in a double backward, on tensors that wrap others, and
-wherever the kernels do not run (launch.path), the plain-torch reference is the op.
+without the dispatcher. For CPU tensors an op may declare another Problem, `cpu`, of torch's own functions. While torch
+compiles, and where a mode of torch looks on (dispatch.way), the same Problem runs behind a registered operator,
+`torch.ops.tritonshare.<name>`, and its backward behind `<name>_backward`. Under torch.func transforms, in forward mode,
+in a double backward, on tensors that wrap others, and wherever neither runs (launch.path), the plain-torch reference is
+the op. Programs that export and torch.jit.trace write hold the kernels' operators, and for CPU tensors the reference.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .check import ArgumentError, Clause, check
 from .declare import Case, Law, Problem, Rival, Scalar, Whole
 from .dispatch import Way
 from .explanation import explained
+from .launch import CPU, KERNELS, REFERENCE
 
 REGISTRY: dict[str, Op] = {}
 FUNCTIONS: dict[str, Callable[..., Any]] = {}  # the public ones, by name
@@ -51,6 +53,7 @@ class Op:
     contract: clauses over the arguments by name.
     canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves alone.
     problem: (tensors, options) -> Problem.
+    cpu: the same for CPU tensors where no kernel runs, of torch's own functions. None: the reference computes them.
     reference: the op in plain differentiable torch, on canonical arguments; declared as a function of the tensors
         without those of scalars, and of options in which scalars are either.
     cases: named geometries, for tests, compilation and benchmarks.
@@ -79,6 +82,7 @@ class Op:
     batched: tuple[int, ...] = (0,)
     scalars: int = 0
     per_sample: bool = True
+    cpu: Callable[[Sequence[torch.Tensor | None], tuple[Any, ...]], Problem] | None = None
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -141,12 +145,12 @@ class Op:
         return self._watched(tensors, raw)
 
     def _direct(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
-        """The kernels, or the reference where they do not run."""
+        """The Problem, or the reference where there is none."""
         if _autocasts():
             tensors = self.cast(tensors, raw)
         problem = self.problem_of(tensors, raw)
         if explained.get() is not None:
-            explanation.note(self.name, tensors, raw, launch.path(tensors[0]), problem)
+            explanation.note(self.name, tensors, raw, self.path(tensors[0]), problem)
         if problem is None:
             return self.plain(tensors, self.canonical(tensors, *raw))
         if torch.is_grad_enabled() and _wants_gradients(tensors):
@@ -170,12 +174,12 @@ class Op:
         with dispatch.untraced():
             self.check(*tensors, *raw)
             options = self.canonical(tensors, *raw)
-        path = launch.path(tensors[0])
-        if path.kernels and way is Way.REFERENCE:
-            path = launch.Path(False, why)
+        path = self.path(tensors[0])
+        if path.name != REFERENCE and (way is Way.REFERENCE or (path.name == CPU and dispatch.traced())):
+            path = launch.Path(REFERENCE, why)
         if explained.get() is not None:
             explanation.note(self.name, tensors, raw, path, None)
-        if path.kernels:
+        if path.name != REFERENCE:
             return self._registered(tensors, options)
         with dispatch.profiled(f"tritonshare::{self.name}"), dispatch.replicated(tensors):
             return self.plain(tensors, options)
@@ -199,7 +203,7 @@ class Op:
         x = tensors[0]
         known = dispatch.PLAIN + dispatch.TRACED
         wraps = any(t is not None and type(t) not in known for t in tensors)  # what a compiler can tell of a type
-        if wraps or not launch.traced_path_of(x.device.type, x.dtype, kept):
+        if wraps or not launch.traced_path_of(x.device.type, x.dtype, self.cpu is not None, kept):
             return self.plain(tensors, options)
         return self._registered(tensors, options)
 
@@ -230,10 +234,8 @@ class Op:
         except (AttributeError, RuntimeError, TypeError, ValueError):  # not tensors or dense; or options are, or lists
             key = None
         self.check(*tensors, *raw)
-        problem = None
-        if launch.path(tensors[0]).kernels:
-            options = self.canonical(tensors, *raw)
-            problem = self._with_other_numbers(key, options) or self.problem(tensors, options)
+        options = self.canonical(tensors, *raw)
+        problem = self._with_other_numbers(key, options) or self.made(tensors, options)
         if key is not None and not any(isinstance(value, torch.Tensor) for value in raw):  # a key keeps no tensor alive
             if len(self._problems) >= CACHED_PROBLEMS:
                 self._problems.clear()
@@ -241,6 +243,17 @@ class Op:
             if self.scalars:
                 self._problems[_but_numbers(key, self.scalars)] = problem
         return problem
+
+    def path(self, x: torch.Tensor) -> launch.Path:
+        """Which path a call on such a first tensor takes, and why."""
+        return launch.path(x, self.cpu is not None)
+
+    def made(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> Problem | None:
+        """A problem of these tensors and canonical options; None if the reference computes it."""
+        path = self.path(tensors[0]).name
+        if path == REFERENCE:
+            return None
+        return (self.problem if path == KERNELS else self.cpu)(tensors, options)
 
     def _with_other_numbers(self, key: Any, options: tuple[Any, ...]) -> Problem | None:
         """Of a problem that differs in its scalars' numbers alone, a copy: its plans and launchers are the same."""

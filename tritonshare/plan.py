@@ -158,11 +158,12 @@ def using(
 
     plan: block sizes and launch options by name, such as {"BLOCK_M": 32, "num_stages": 3}; kernels that have no such
         name ignore it. Or a whole Plan by the name of a pass, such as {"forward": Plan.of(...)}.
-    path: "reference" to take the plain-torch path where the kernels would run.
+    path: "reference" to take the plain-torch path wherever another would run; "cpu" to have CPU tensors take what ops
+        have of their own for them where Triton's interpreter would run the kernels.
     device: plan for this device's facts instead of the tensors' own (for studies without the device).
     """
-    if path not in (None, "reference"):
-        raise ArgumentError(f"using: path must be None or 'reference', but is {path!r}")
+    if path not in (None, "reference", "cpu"):
+        raise ArgumentError(f"using: path must be None, 'reference' or 'cpu', but is {path!r}")
     outer = _override.get()
     values = plan or {}
     for name, size in values.items():

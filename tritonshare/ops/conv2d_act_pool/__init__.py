@@ -4,6 +4,7 @@ from ... import products
 from ...op import Op
 from .cases import CASES, draw
 from .contract import CONTRACT
+from .cpu import CpuConvProblem
 from .laws import LAWS
 from .options import canonical
 from .problem import ConvProblem
@@ -19,6 +20,7 @@ CONV2D_ACT_POOL = Op(
     contract=CONTRACT,
     canonical=canonical,
     problem=ConvProblem,
+    cpu=CpuConvProblem,
     reference=reference,
     cases=CASES,
     precision=products.convolution,

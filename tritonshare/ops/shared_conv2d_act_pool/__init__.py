@@ -5,6 +5,7 @@ from ... import products
 from ...op import Op
 from .cases import CASES, LAWS, draw
 from .contract import CONTRACT
+from .cpu import CpuSharedConvProblem
 from .options import canonical, reference
 from .problem import SharedConvProblem
 from .rivals import RIVALS
@@ -18,6 +19,7 @@ SHARED_CONV2D_ACT_POOL = Op(
     contract=CONTRACT,
     canonical=canonical,
     problem=SharedConvProblem,
+    cpu=CpuSharedConvProblem,
     reference=reference,
     cases=CASES,
     precision=products.convolution,
