@@ -101,7 +101,7 @@ def logarithmic(axis: Axis, label: Callable[[float], str], decades: float) -> No
 def svg(figure: Figure, title: str) -> str:
     """The figure as part of a page."""
     telling = figure.findobj(lambda artist: artist.get_gid() is not None)
-    tips = [artist.get_gid() for artist in telling]
+    tips = [html.escape(artist.get_gid() or "") for artist in telling]
     for i, artist in enumerate(telling):
         artist.set_gid(f"tip{i}")
     drawn = io.StringIO()
@@ -110,7 +110,7 @@ def svg(figure: Figure, title: str) -> str:
     text = drawn.getvalue().split("</metadata>")[1].replace("xlink:href", "href").removesuffix("</svg>\n")
     text = re.sub(r"<!--.*?-->|<style.*?</style>|<clipPath.*?</clipPath>", "", text, flags=re.DOTALL)
     text = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"|font-(size|family): [^;"]*;? ?', "", text)
-    text = re.sub(r'<g id="tip(\d+)">', lambda found: f"<g><title>{html.escape(tips[int(found[1])])}</title>", text)
+    text = re.sub(r'<g id="tip(\d+)">', lambda found: f"<g><title>{tips[int(found[1])]}</title>", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the page has ids of its own
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
@@ -263,10 +263,9 @@ def names(axes: Axes, points: Sequence[Point], lines: Sequence[Line2D]) -> None:
             text = write(axes, shortened(point.name, LABEL), x + dx, y + dy, colour=point.dtype, ha=ha,
                          xycoords="figure points")  # fmt: skip
             box = text.get_window_extent()
-            inside = Bbox.intersection(box, axes.bbox)
-            if inside is None or inside.size.tolist() != box.size.tolist() or box.count_overlaps(taken) or any(
-                roof.intersects_bbox(box, filled=False) for roof in roofs
-            ):
+            inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+            crossed = any(roof.intersects_bbox(box, filled=False) for roof in roofs)
+            if not inside or crossed or box.count_overlaps(taken):
                 text.remove()
                 continue
             placed.add(point.name)

@@ -43,7 +43,7 @@ GRACE = 20.0  # seconds that a command has to end once it is told to
 WORKERS = min(8, os.cpu_count() or 1)  # each holds a context of its own on the GPU, some 500 MB
 
 # Steps, and their shares in the time. The usual ones come first, in the order of their worth: right before fast.
-STEPS = {"facts": 3, "tests": 45, "layers": 16, "compiled": 10, "optimizers": 11, "ops": 15}
+STEPS = {"facts": 5, "tests": 45, "layers": 15, "compiled": 10, "optimizers": 11, "ops": 14}
 USUAL = tuple(STEPS)
 STEPS |= {"host": 10, "memcheck": 10, "racecheck": 10, "tune": 20}
 
@@ -262,7 +262,7 @@ def environment(scratch: Path) -> dict[str, str]:
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_day", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_day", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--steps", default=",".join(USUAL), help=f"some of {','.join(STEPS)} (default: %(default)s)")
     add("--minutes", type=float, default=9.5, help="(default: %(default)s)")

@@ -61,7 +61,7 @@ class Subject:
         return (self.op, self.case, self.dtype, self.layout, self.pass_, self.provider)
 
     def not_timed(self, status: str, why: str) -> NotTimed:
-        return NotTimed(*self.key, status, why)
+        return NotTimed(**asdict(self), status=status, why=why)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StepSubject:
         return (self.model, self.rule, self.dtype, self.provider)
 
     def not_timed(self, status: str, why: str) -> StepNotTimed:
-        return StepNotTimed(*self.key, status, why)
+        return StepNotTimed(**asdict(self), status=status, why=why)
 
 
 class Measured:
@@ -380,7 +380,7 @@ def _run(data: dict[str, Any], path: Path) -> Run:
     date, commit = data.get("datetime"), data.get("commit_info")
     revision = commit.get("id") if isinstance(commit, dict) else None
     device, steps = tuple(found[DeviceRow]), tuple(found[StepRow])
-    if device or steps or not_timed or "gpu" in info:
+    if device or steps or not_timed or "gpu" in (info or {}):
         machine = read_record(Machine, info, where, others=True)
         date, revision = machine.date, machine.revision
         for row in device:

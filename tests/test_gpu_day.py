@@ -92,6 +92,19 @@ def test_a_dry_day_leaves_what_a_day_leaves(checkout, tmp_path):
     assert json.loads((again / "layers.json").read_text())["benchmarks"] == []
 
 
+@pytest.mark.long
+def test_steps_for_which_there_is_time_on_another_day(checkout, tmp_path):
+    out, steps = tmp_path / "day", ["host", "memcheck", "racecheck", "tune"]
+    assert {*steps, *gpu_day.USUAL} == {*gpu_day.STEPS}
+    done = day(checkout, "--dry", "--out", out, "--revision", "abc", "--minutes", AMPLE, "--steps", ",".join(steps))
+    assert (done.returncode, done.stderr) == (0, ""), (out / "log.txt").read_text()
+    assert outcome_of_steps(out) == dict.fromkeys(steps, "ok")
+    assert load([out / "host.json"]).runs[0].host_times
+    plans = json.loads((out / "plans-dry.json").read_text())
+    assert plans["dry"] is True
+    assert plans["plans"]
+
+
 @pytest.mark.once
 def test_without_a_gpu_it_says_so(checkout, tmp_path):
     done = day(checkout, "--out", tmp_path / "day")

@@ -107,7 +107,7 @@ def _read(hint: Any, value: Any, at: str) -> Any:
         return tuple(_read(inside[0], item, f"{at}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         return {name: _read(inside[1], item, f"{at}, {name}") for name, item in value.items()}
-    return read_record(hint, value, at) if is_dataclass(hint) else value
+    return read_record(hint, value, at) if isinstance(hint, type) and is_dataclass(hint) else value
 
 
 def _kind(hint: Any) -> Kind:
