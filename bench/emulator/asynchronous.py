@@ -137,7 +137,7 @@ class Asynchronous:
             if held is None:
                 left_values = self._operand(where, left, of_a, threads, begun)
             else:
-                if any(registers[i] is not h for i, h in zip(a, held, strict=True)):
+                if any(self._written(registers[i], h, threads) for i, h in zip(a, held, strict=True)):
                     raise Fault(f"{where()} is not waited for when a register of its operand is written")
                 full = [np.broadcast_to(h, self.threads) for h in held]
                 left_values = matrix.left(full, of_a).reshape(-1, 64, k)
@@ -149,6 +149,12 @@ class Asynchronous:
                 registers[i] = value if threads is None else np.where(threads, value, registers[i])
 
         self.groups["wgmma"].begin(operation, mask)
+
+    def _written(self, now: np.ndarray, then: np.ndarray, threads: Mask) -> bool:
+        """Whether a register was written since; where threads have parted, by these ones, and with something else."""
+        if now is then or threads is None:
+            return now is not then
+        return bool((np.broadcast_to(now, self.threads) != np.broadcast_to(then, self.threads))[threads].any())
 
     def _places(self, where, descriptor, by_group: Mask, rows: int, k: int, kind: str, transposed: bool) -> np.ndarray:
         """Where the matrices of each group of warps lie, in the bytes of shared memory [groups, rows, k]."""
