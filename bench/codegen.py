@@ -89,11 +89,24 @@ def record_file() -> Path:
     return Path(__file__).parent / "results" / "offline" / name
 
 
-def document(rows: list[dict[str, Any]]) -> str:
+def document(rows: list[dict[str, Any]], tool: str) -> str:
     """The evidence as a file."""
-    head = {"tool": "bench.codegen", "triton": triton.__version__, "torch": torch.__version__}
+    head = {"tool": tool, "triton": triton.__version__, "torch": torch.__version__}
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     return json.dumps(head)[:-1] + f', "rows": [\n{lines}\n]}}\n'
+
+
+def saved(rows: list[dict[str, Any]], tool: str, *paths: Path | None) -> int:
+    """The exit status of a command that writes its rows to those of the files that are not None."""
+    wanted = [path for path in paths if path is not None]
+    try:
+        for path in wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace({path: document(rows, tool).encode() for path in wanted})
+    except OSError as error:
+        print(f"{tool}: {reason_of(error)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def regressions(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
@@ -171,15 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         print(line(row), flush=True)
     print("\nfloor_us is MODELLED, not measured: the larger of the bytes' and the products' time at the rates of an")
     print(f"{H200.name} (bench/roofs.py). Counts are static: an instruction in a loop counts once.")
-    paths = [path for path in (args.json, record_file() if args.record else None) if path is not None]
-    try:
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace({path: document(rows).encode() for path in paths})
-    except OSError as error:
-        print(f"bench.codegen: {reason_of(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return saved(rows, "bench.codegen", args.json, record_file() if args.record else None)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ class RecordedLaunch:
         return self.launcher.kernel.__name__
 
     @property
+    def file(self) -> str:
+        """The file of kernels/ that has the kernel."""
+        return self.launcher.kernel.__module__.rpartition(".")[2]
+
+    @property
     def plan(self) -> Plan:
         return self.launcher.plan
 

@@ -310,7 +310,7 @@ def record(row: Any) -> dict[str, Any]:
 
 
 def load(paths: Iterable[Path]) -> Results:
-    """Read files, and folders of files, that belong in one report.
+    """Read files, and folders of files, that belong in one report; what bench.counts leaves beside them is passed over.
 
     Raises:
         ResultsError: one sentence that names the file, and the row and field where there is one.
@@ -323,7 +323,7 @@ def load(paths: Iterable[Path]) -> Results:
                 evidence.append(read_record(Evidence, data, "evidence"))
             elif isinstance(data, dict) and isinstance(data.get("benchmarks"), list):
                 runs.append(_run(data, path))
-            else:
+            elif not (isinstance(data, dict) and data.get("tool") == "bench.counts"):
                 raise files.FileError("holds neither results of the benchmarks nor offline evidence")
         except FileNotFoundError as error:
             raise ResultsError(f"there is no {path}") from error

@@ -64,7 +64,6 @@ class Counters:
     memory: dict[str, Access] = field(default_factory=dict)
     read_sectors: int = 0  # different ones: what memory delivers at the least
     written_sectors: int = 0
-    cut: bool = False  # whether only the beginning of programs was run
 
     def _access(self, name: str) -> Access:
         return self.memory.setdefault(name, Access())

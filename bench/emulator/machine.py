@@ -28,7 +28,6 @@ class Options:
     sample: int | None = None  # only so many, evenly spread
     lanes: int = 8192  # threads that run together, about
     limit: int = 50_000_000  # blocks that a batch may run: more is taken for an endless loop
-    cut: int | None = None  # blocks after which a batch is left as it is: the beginning of long programs is counted
 
 
 class _MadeNaN:
@@ -131,10 +130,7 @@ class Machine:
         waiting = np.zeros(self.threads, bool)
         parted = False  # whether `where` and `waiting` differ among threads; else `current` is everyone's
         current = 0
-        for done in range(self.options.limit):
-            if done == self.options.cut:
-                self.counters.cut = True
-                return
+        for _ in range(self.options.limit):
             mask = None
             if parted:
                 ready = ~waiting
