@@ -128,4 +128,4 @@ def sum_centroids(
     BLOCK: tl.constexpr,
     SPLITS_BLOCK: tl.constexpr,
 ):
-    sum_splits(sums_ptr, dbook_ptr, None, tiles, WIDTH, 0, BLOCK, SPLITS_BLOCK)
+    sum_splits(sums_ptr, dbook_ptr, None, tiles, None, WIDTH, None, BLOCK, SPLITS_BLOCK)

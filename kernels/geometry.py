@@ -6,7 +6,7 @@ it become multiplications and conditions on it vanish. The batch size is never i
 
 import inspect
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from math import gcd
@@ -317,3 +317,64 @@ class ConvActPool(Record):
     @cached_property
     def w_c(self) -> int:
         return 1 if self.weight_channels_last else self.h.taps * self.w.taps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity(Record):
+    """Similarities of rows of x to rows of y: which kind, in jit functions of kernels/similarity.py that are None where
+    the kind has no such thing, and how it is computed. A kernel asks what there is (`sim.factor_x is not None`), and
+    never for a kind's name."""
+
+    K: int  # columns of x and y
+    near: float  # the part of |x|^2 + |y|^2 below which a square distance is computed from differences
+    dot_type: Any  # how rows are multiplied, as kernels/tile.py's dot takes it
+    precision: str
+    gradient_type: Any  # how gradients are multiplied with rows
+    gradient_precision: str
+    factor_x: Any  # of a kind
+    factor_y: Any
+    through_x: Any
+    through_y: Any
+    of_square: Any
+    slope: Any
+    by_number: Any
+    transposed: bool = False  # whether the kernel's x is what the caller calls y
+    partial: bool = False  # whether a launch leaves sums of splits, in fp32, which another kernel adds
+
+    @cached_property
+    def distance(self) -> bool:
+        return self.of_square is not None
+
+    @cached_property
+    def swapped(self) -> "Similarity":
+        """With x and y changed over: what a gradient of y is computed by, in the text of that of x."""
+        return replace(
+            self, transposed=not self.transposed, factor_x=self.factor_y, factor_y=self.factor_x,
+            through_x=self.through_y, through_y=self.through_x,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction(Similarity):
+    """Sums over the similarities of a row, or the values that their softmax mixes."""
+
+    D: int  # columns of values; 0 of a sum
+    sign: int  # of the exponents: -1 where the smaller is the more similar
+
+    @cached_property
+    def softmax(self) -> bool:
+        return self.D > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Similarity):
+    """Of each row of x the most similar rows of y."""
+
+    count: int  # how many
+    to_key: Any  # a jit function of kernels/nearest.py: a number as an integer, the smaller the better
+    from_key: Any  # ... and back
+
+    @cached_property
+    def TOP(self) -> int:
+        """The power of two from `count` on: how many are held."""
+        return 1 << (self.count - 1).bit_length()

@@ -25,24 +25,28 @@ Rounding as similarity.forward, but that near pairs' columns are added in trees 
 Order    which pairs are chosen depends on no order: pairs are compared exactly. Gradients add pairs in turn. No atomics
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .segment_sum import bounds, columns, sum_lanes
+from .segment_sum import columns, piece_of, store_piece, sum_lanes
 from .similarity import (
+    Rows,
     any_of,
-    finished,
+    far_pairs,
     is_near,
+    load_numbers,
     load_rows,
-    load_squares,
-    place_in_splits,
-    products,
     read_scalar,
     rows_of,
+    same_rows,
+    split_of_sums,
     squares,
     store_rows,
+    through_factor,
+    value_of,
 )
-from .tile import dot
 
 MISSING = tl.constexpr(0x7FFFFFFF)  # worse than any number's integer
 NAN = tl.constexpr(0x7FC00000)
@@ -94,56 +98,33 @@ def largest_number(key):
 
 
 @triton.jit
-def pairs(
-    x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X: tl.constexpr, FACTOR_Y: tl.constexpr,
-    DISTANCE: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr,
-    DOT_TYPE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """w [BLOCK_M, BLOCK_N], of distances s + t - 2 d; x are the first BLOCK_RED columns of its rows, which a program
-    keeps, s and t squares."""
-    if K <= BLOCK_RED:
-        y = load_rows(y_ptr, y_rows, y_ok, 0, K, BLOCK_RED)
-        w = dot(x, tl.trans(y), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), DOT_TYPE, PRECISION)
-    else:
-        w = products(x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, K, BLOCK_M, BLOCK_N, BLOCK_RED, DOT_TYPE, PRECISION)
-    if DISTANCE:
-        w = s[:, None] + t[None, :] - 2.0 * w
-    else:
-        if FACTOR_X is not None:
-            w = w * FACTOR_X(s, eps)[:, None]
-        if FACTOR_Y is not None:
-            w = w * FACTOR_Y(t, eps)[None, :]
-    return w
-
-
-@triton.jit
-def refined(
-    q, near, s, t, limit, x_ptr, y_ptr, x_rows, first_y, KEY: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_RED: tl.constexpr,
-):  # fmt: skip
-    """Keys [BLOCK_M, BLOCK_N] of q. Of near pairs, which tell too little, those of differences where, whatever
-    rounding did to q, one may be no worse than `limit` [BLOCK_M]; the others are MISSING."""
-    columns: tl.constexpr = min(BLOCK_RED, 32)
+def refine(q, near, s, t, limit, x, first_y, sim: tl.constexpr):
+    """Keys of q [rows of x, rows of y], which begin with the row first_y. Of near pairs, which tell too little, those
+    of differences where, whatever rounding did to q, one may be no worse than `limit` [rows of x]; the others are
+    MISSING."""
+    BLOCK_M: tl.constexpr = q.shape[0]
+    BLOCK_N: tl.constexpr = q.shape[1]
+    COLUMNS: tl.constexpr = 16 if sim.K <= 16 else 32
     lane = tl.arange(0, BLOCK_N)[None, :]
-    slack = (K + 64) * ROUNDING * (s[:, None] + t[None, :])
+    slack = (sim.K + 64) * ROUNDING * (s[:, None] + t[None, :])
     # the better end of what q may be, in whichever order keys are
-    bound = tl.minimum(KEY(tl.where(q > slack, q - slack, 0.0)), KEY(q + slack))
+    bound = tl.minimum(sim.to_key(tl.where(q > slack, q - slack, 0.0)), sim.to_key(q + slack))
     bound = tl.where(near, tl.where(q == q, bound, -MISSING), MISSING)
-    keys = tl.where(near, MISSING, KEY(q))
+    keys = tl.where(near, MISSING, sim.to_key(q))
     limit = tl.minimum(limit, MISSING - 1)
     best = tl.min(bound, axis=1)
     while tl.max((best <= limit).to(tl.int32), axis=0) > 0:
         wanted = best <= limit
         place = tl.min(tl.where(bound == best[:, None], lane, BLOCK_N), axis=1)
         total = tl.zeros([BLOCK_M], tl.float32)
-        for first in range(0, K, columns):
-            x = load_rows(x_ptr, x_rows, wanted, first, K, columns).to(tl.float32)
-            y = load_rows(y_ptr, first_y + place, wanted, first, K, columns).to(tl.float32)
-            total += squares(x - y)
-        key = KEY(total)
+        for first in range(0, sim.K, COLUMNS):
+            a = load_rows(Rows(x.ptr, x.index, wanted), first, sim.K, COLUMNS).to(tl.float32)
+            b = load_rows(Rows(first_y.ptr, first_y.index + place, wanted), first, sim.K, COLUMNS).to(tl.float32)
+            total += squares(a - b)
+        key = sim.to_key(total)
         keys = tl.where((lane == place[:, None]) & wanted[:, None], key[:, None], keys)
         bound = tl.where(lane == place[:, None], MISSING, bound)
-        if COUNT == 1:
+        if sim.count == 1:
             limit = tl.where(wanted, tl.minimum(limit, key), limit)
         best = tl.min(bound, axis=1)
     return keys
@@ -157,7 +138,7 @@ def best_of(keys, offs_n):
 
 
 @triton.jit
-def entered(top, keys, offs_n):
+def enter(top, keys, offs_n):
     """`top` [rows, TOP], key and index in 64 bits, after a block's keys [rows, BLOCK_N]."""
     worst = tl.max(top, axis=1)
     limit = (worst >> 32).to(tl.int32)
@@ -173,31 +154,31 @@ def entered(top, keys, offs_n):
     return top
 
 
-@triton.jit
-def number_of(key, gamma, NUMBER: tl.constexpr, VALUE: tl.constexpr):
-    w = NUMBER(key)
-    if VALUE is not None:
-        w = VALUE(w, gamma)
-    return w
+class Results(NamedTuple):
+    """Where the chosen pairs go."""
+
+    w_ptr: Any  # [B, M, COUNT]
+    exact_ptr: Any  # fp32 [B, M, COUNT] or None: where w is left before it is rounded
+    index_ptr: Any  # int64 [B, M, COUNT] or None
 
 
 @triton.jit
-def store_best(
-    w_ptr, exact_ptr, index_ptr, top, rows, ok, gamma, COUNT: tl.constexpr, NUMBER: tl.constexpr, VALUE: tl.constexpr
-):
-    """The first COUNT of `top` [rows, any], key and index in 64 bits, in their order."""
-    for c in range(0, COUNT):
+def store_best(results, top, rows, ok, number, sim: tl.constexpr):
+    """The first `count` of `top` [rows, any], key and index in 64 bits, in their order."""
+    tl.static_assert(top.dtype == tl.int64, "top has a key and an index in 64 bits")
+    for c in range(0, sim.count):
         best = tl.min(top, axis=1)
         top = tl.where(top == best[:, None], NOTHING, top)
-        w = number_of((best >> 32).to(tl.int32), gamma, NUMBER, VALUE)
-        tl.store(w_ptr + rows * COUNT + c, w.to(w_ptr.dtype.element_ty), mask=ok)
-        if exact_ptr is not None:
-            tl.store(exact_ptr + rows * COUNT + c, w, mask=ok)
-        if index_ptr is not None:
-            tl.store(index_ptr + rows * COUNT + c, best & 0xFFFFFFFF, mask=ok)
+        w = value_of(sim.from_key((best >> 32).to(tl.int32)), number, sim)
+        place = rows * sim.count + c
+        tl.store(results.w_ptr + place, w.to(results.w_ptr.dtype.element_ty), mask=ok)
+        if results.exact_ptr is not None:
+            tl.store(results.exact_ptr + place, w, mask=ok)
+        if results.index_ptr is not None:
+            tl.store(results.index_ptr + place, best & 0xFFFFFFFF, mask=ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "per_split", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "per_split", "number"])
 def forward(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -210,71 +191,55 @@ def forward(
     M,
     N,
     per_split,  # rows of y, a multiple of BLOCK_N
-    gamma,  # a number, or a pointer to it
-    eps,  # likewise
-    COUNT: tl.constexpr,
-    TOP: tl.constexpr,  # COUNT, or the power of two above it
-    K: tl.constexpr,
-    FACTOR_X: tl.constexpr,
-    FACTOR_Y: tl.constexpr,
-    VALUE: tl.constexpr,
-    KEY: tl.constexpr,
-    NUMBER: tl.constexpr,
-    NEAR: tl.constexpr,
+    number,  # of the kind: a number, or a pointer to it
+    sim: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_RED: tl.constexpr,
-    DOT_TYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    gamma, eps = read_scalar(gamma), read_scalar(eps)
-    distance: tl.constexpr = VALUE is not None
-    split, matrix, m, _first, count = place_in_splits(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
-    x_rows, x_ok = rows_of(m, matrix, M, BLOCK_M)
-    x = load_rows(x_ptr, x_rows, x_ok, 0, K, BLOCK_RED)
-    s = load_squares(s_ptr, x_rows, x_ok)
+    number = read_scalar(number)
+    TOP: tl.constexpr = sim.TOP
+    split, matrix, m, _first, count = split_of_sums(M, tl.cdiv(N, per_split), 1, BLOCK_M, 1)
+    x = rows_of(x_ptr, m, matrix, M, BLOCK_M)
+    own = load_rows(x, 0, sim.K, BLOCK_RED)
+    s = load_numbers(s_ptr, x)
     best = tl.full([BLOCK_M], MISSING, tl.int32)
     index = tl.zeros([BLOCK_M], tl.int32)
-    if COUNT > 1:
+    if sim.count > 1:
         nothing = (tl.full([BLOCK_M], MISSING, tl.int32).to(tl.int64) << 32)[:, None]
         top = nothing + tl.arange(0, TOP)[None, :]
 
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
-        y_rows, y_ok = rows_of(start // BLOCK_N, matrix, N, BLOCK_N)
-        t = load_squares(t_ptr, y_rows, y_ok)
-        w = pairs(
-            x, s, t, x_ptr, y_ptr, x_rows, x_ok, y_rows, y_ok, eps, FACTOR_X, FACTOR_Y, distance, K, BLOCK_M, BLOCK_N,
-            BLOCK_RED, DOT_TYPE, PRECISION,
-        )  # fmt: skip
+        y = rows_of(y_ptr, start // BLOCK_N, matrix, N, BLOCK_N)
+        t = load_numbers(t_ptr, y)
+        w = far_pairs(own, s, t, x, y, number, sim, BLOCK_RED)
         offs_n = start + tl.arange(0, BLOCK_N)
-        keys = KEY(w)
-        if distance:
-            near = is_near(w, s, t, x_ok, y_ok, NEAR)
+        keys = sim.to_key(w)
+        if sim.distance:
+            near = is_near(w, s, t, x, y, sim)
             if any_of(near):
                 limit = best
-                if COUNT > 1:
+                if sim.count > 1:
                     limit = (tl.max(top, axis=1) >> 32).to(tl.int32)
-                first_y = tl.cast(matrix, tl.int64) * N + start
-                keys = refined(
-                    w, near, s, t, limit, x_ptr, y_ptr, x_rows, first_y, KEY, COUNT, K, BLOCK_M, BLOCK_N, BLOCK_RED
-                )
-        keys = tl.where(y_ok[None, :], keys, MISSING)
-        if COUNT == 1:
+                first_y = Rows(y_ptr, tl.cast(matrix, tl.int64) * N + start, None)
+                keys = refine(w, near, s, t, limit, x, first_y, sim)
+        keys = tl.where(y.ok[None, :], keys, MISSING)
+        if sim.count == 1:
             key, place = best_of(keys, offs_n)
             index = tl.where(key < best, place, index)
             best = tl.minimum(best, key)
         else:
-            top = entered(top, keys, offs_n)
+            top = enter(top, keys, offs_n)
 
-    if COUNT == 1:
+    if sim.count == 1:
         top = ((best.to(tl.int64) << 32) + index)[:, None]
     if partial_ptr is None:
-        store_best(w_ptr, exact_ptr, index_ptr, top, x_rows, x_ok, gamma, COUNT, NUMBER, VALUE)
+        store_best(Results(w_ptr, exact_ptr, index_ptr), top, x.index, x.ok, number, sim)
     else:
-        store_rows(partial_ptr, top, x_rows + split * count, x_ok, 0, TOP, TOP)
+        store_rows(Rows(partial_ptr, x.index + split * count, x.ok), top, 0, TOP)
 
 
-@triton.jit(do_not_specialize=["splits", "gamma"])
+@triton.jit(do_not_specialize=["splits", "number"])
 def merge(
     partial_ptr,  # int64 [splits, rows, TOP]
     w_ptr,  # [rows, COUNT]
@@ -282,45 +247,51 @@ def merge(
     index_ptr,  # int64 [rows, COUNT] or None
     splits,
     count: tl.int64,  # of rows
-    gamma,  # a number, or a pointer to it
-    COUNT: tl.constexpr,
-    TOP: tl.constexpr,
+    number,  # of the kind: a number, or a pointer to it
     KEPT: tl.constexpr,  # a power of two, at least splits * TOP
-    VALUE: tl.constexpr,
-    NUMBER: tl.constexpr,
+    sim: tl.constexpr,
 ):
     """A row's best of all splits."""
-    gamma = read_scalar(gamma)
+    TOP: tl.constexpr = sim.TOP
+    tl.static_assert(KEPT % TOP == 0, "a row's best of a split are held all or not at all")
+    number = read_scalar(number)
     row = tl.cast(tl.program_id(0), tl.int64) + tl.arange(0, 1)
     offs = tl.arange(0, KEPT)
     place = (offs // TOP * count + row) * TOP + offs % TOP
     top = tl.load(partial_ptr + place, mask=offs < splits * TOP, other=NOTHING)
-    store_best(w_ptr, exact_ptr, index_ptr, top[None, :], row, row < count, gamma, COUNT, NUMBER, VALUE)
+    store_best(Results(w_ptr, exact_ptr, index_ptr), top[None, :], row, row < count, number, sim)
+
+
+class Chosen(NamedTuple):
+    """What the gradient of x reads of its chosen pairs."""
+
+    g_ptr: Any  # [B, M, COUNT]
+    w_ptr: Any  # fp32 [B, M, COUNT], of distances; else None
+    index_ptr: Any  # int64 [B, M, COUNT]
+    t_ptr: Any  # fp32 [B, N] or None: squares of y
 
 
 @triton.jit
-def chosen_sum(
-    x, y_ptr, g_ptr, w_ptr, index_ptr, t_ptr, x_rows, x_ok, first_y, first, gamma, eps, COUNT: tl.constexpr,
-    K: tl.constexpr, FACTOR_Y: tl.constexpr, SLOPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Columns first .. first + BLOCK_C of p [BLOCK_M, BLOCK_C], or of distances' gradient."""
-    p = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for c in range(0, COUNT):
-        place = x_rows * COUNT + c
-        y_rows = first_y + tl.load(index_ptr + place, mask=x_ok, other=0)
-        a = tl.load(g_ptr + place, mask=x_ok, other=0.0).to(tl.float32)
-        y = load_rows(y_ptr, y_rows, x_ok, first, K, BLOCK_C).to(tl.float32)
-        if SLOPE is not None:
-            a = SLOPE(a, tl.load(w_ptr + place, mask=x_ok, other=1.0), gamma)
-            p += a[:, None] * (x.to(tl.float32) - y)
+def sum_chosen(own, x, first_y, chosen, first, number, sim: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Columns of p from `first` on, or of distances' gradient, for the columns `own` of x."""
+    p = tl.zeros(own.shape, tl.float32)
+    for c in range(0, sim.count):
+        place = x.index * sim.count + c
+        y_rows = first_y.index + tl.load(chosen.index_ptr + place, mask=x.ok, other=0)
+        a = tl.load(chosen.g_ptr + place, mask=x.ok, other=0.0).to(tl.float32)
+        y = Rows(first_y.ptr, y_rows, x.ok)
+        b = load_rows(y, first, sim.K, BLOCK_C).to(tl.float32)
+        if sim.distance:
+            a = sim.slope(a, tl.load(chosen.w_ptr + place, mask=x.ok, other=1.0), number)
+            p += a[:, None] * (own.to(tl.float32) - b)
         else:
-            if FACTOR_Y is not None:
-                a = a * FACTOR_Y(tl.load(t_ptr + y_rows, mask=x_ok, other=0.0), eps)
-            p += a[:, None] * y
+            if sim.factor_y is not None:
+                a = a * sim.factor_y(load_numbers(chosen.t_ptr, y), number)
+            p += a[:, None] * b
     return p
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "number"])
 def backward_x(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -332,49 +303,36 @@ def backward_x(
     dx_ptr,  # [B, M, K]
     M,
     N,
-    gamma,  # a number, or a pointer to it
-    eps,  # likewise
-    COUNT: tl.constexpr,
-    K: tl.constexpr,
-    FACTOR_X: tl.constexpr,
-    FACTOR_Y: tl.constexpr,
-    THROUGH: tl.constexpr,
-    SLOPE: tl.constexpr,
+    number,  # of the kind: a number, or a pointer to it
+    sim: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    number = read_scalar(number)
     blocks_m = tl.cdiv(M, BLOCK_M)
     matrix = tl.program_id(0) // blocks_m
-    x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
-    first_y = tl.cast(matrix, tl.int64) * N
+    x = rows_of(x_ptr, tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
+    first_y = Rows(y_ptr, tl.cast(matrix, tl.int64) * N, None)
+    chosen = Chosen(g_ptr, w_ptr, index_ptr, t_ptr)
     r = tl.zeros([BLOCK_M], tl.float32)
-    s = None
-    if s_ptr is not None:
-        s = tl.load(s_ptr + x_rows, mask=x_ok, other=0.0)
-    if THROUGH is not None and K > BLOCK_C:  # <x, p> before there is a first column
-        for first in range(0, K, BLOCK_C):
-            x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
-            p = chosen_sum(
-                x, y_ptr, g_ptr, w_ptr, index_ptr, t_ptr, x_rows, x_ok, first_y, first, gamma, eps, COUNT, K,
-                FACTOR_Y, SLOPE, BLOCK_M, BLOCK_C,
-            )  # fmt: skip
-            r += tl.sum(x.to(tl.float32) * p, axis=1)
+    s = load_numbers(s_ptr, x)
+    if sim.through_x is not None and sim.K > BLOCK_C:  # <x, p> before there is a first column
+        for first in range(0, sim.K, BLOCK_C):
+            own = load_rows(x, first, sim.K, BLOCK_C)
+            p = sum_chosen(own, x, first_y, chosen, first, number, sim, BLOCK_C)
+            r += tl.sum(own.to(tl.float32) * p, axis=1)
 
-    for first in range(0, K, BLOCK_C):
-        x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C)
-        p = chosen_sum(
-            x, y_ptr, g_ptr, w_ptr, index_ptr, t_ptr, x_rows, x_ok, first_y, first, gamma, eps, COUNT, K, FACTOR_Y,
-            SLOPE, BLOCK_M, BLOCK_C,
-        )  # fmt: skip
-        if THROUGH is not None and K <= BLOCK_C:
-            r = tl.sum(x.to(tl.float32) * p, axis=1)
-        p = finished(p, x, s, eps, FACTOR_X, THROUGH, r, K)
+    for first in range(0, sim.K, BLOCK_C):
+        own = load_rows(x, first, sim.K, BLOCK_C)
+        p = sum_chosen(own, x, first_y, chosen, first, number, sim, BLOCK_C)
+        if sim.through_x is not None and sim.K <= BLOCK_C:
+            r = tl.sum(own.to(tl.float32) * p, axis=1)
+        p = through_factor(p, own, s, r, number, sim)
 
-        store_rows(dx_ptr, p, x_rows, x_ok, first, K, BLOCK_C)
+        store_rows(same_rows(x, dx_ptr), p, first, sim.K)
 
 
-@triton.jit(do_not_specialize=["M", "N", "gamma", "eps"])
+@triton.jit(do_not_specialize=["M", "N", "number"])
 def number_sums(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -385,46 +343,41 @@ def number_sums(
     sums_ptr,  # fp32 [B, M]
     M,
     N,
-    gamma,  # a number, or a pointer to it
-    eps,  # likewise
-    COUNT: tl.constexpr,
-    K: tl.constexpr,
-    FACTOR_X: tl.constexpr,
-    FACTOR_Y: tl.constexpr,
-    BY_NUMBER: tl.constexpr,
+    number,  # of the kind: a number, or a pointer to it
+    sim: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """The gradient of a kind's own number: of each row the sum of g dw/dnumber over its chosen pairs."""
-    gamma, eps = read_scalar(gamma), read_scalar(eps)
+    number = read_scalar(number)
     blocks_m = tl.cdiv(M, BLOCK_M)
     matrix = tl.program_id(0) // blocks_m
-    x_rows, x_ok = rows_of(tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
+    x = rows_of(x_ptr, tl.program_id(0) % blocks_m, matrix, M, BLOCK_M)
     total = tl.zeros([BLOCK_M], tl.float32)
-    for c in range(0, COUNT):
-        place = x_rows * COUNT + c
-        y_rows = tl.cast(matrix, tl.int64) * N + tl.load(index_ptr + place, mask=x_ok, other=0)
+    for c in range(0, sim.count):
+        place = x.index * sim.count + c
+        y_rows = tl.cast(matrix, tl.int64) * N + tl.load(index_ptr + place, mask=x.ok, other=0)
+        y = Rows(y_ptr, y_rows, x.ok)
         w = tl.zeros([BLOCK_M], tl.float32)
         s = tl.zeros([BLOCK_M], tl.float32)
         t = tl.zeros([BLOCK_M], tl.float32)
-        for first in range(0, K, BLOCK_C):
-            x = load_rows(x_ptr, x_rows, x_ok, first, K, BLOCK_C).to(tl.float32)
-            y = load_rows(y_ptr, y_rows, x_ok, first, K, BLOCK_C).to(tl.float32)
-            if FACTOR_X is None:
-                w += squares(x - y)
+        for first in range(0, sim.K, BLOCK_C):
+            a = load_rows(x, first, sim.K, BLOCK_C).to(tl.float32)
+            b = load_rows(y, first, sim.K, BLOCK_C).to(tl.float32)
+            if sim.distance:
+                w += squares(a - b)
             else:
-                w += tl.sum(x * y, axis=1)
-        if FACTOR_X is not None:
-            s = tl.load(s_ptr + x_rows, mask=x_ok, other=0.0)
-            t = tl.load(t_ptr + y_rows, mask=x_ok, other=0.0)
-            w = w * FACTOR_X(s, eps) * FACTOR_Y(t, eps)
-        g = tl.load(g_ptr + place, mask=x_ok, other=0.0).to(tl.float32)
-        total += g * BY_NUMBER(w, s, t, gamma, eps)
+                w += tl.sum(a * b, axis=1)
+        if not sim.distance:
+            s, t = load_numbers(s_ptr, x), load_numbers(t_ptr, y)
+            w = w * sim.factor_x(s, number) * sim.factor_y(t, number)
+        g = tl.load(g_ptr + place, mask=x.ok, other=0.0).to(tl.float32)
+        total += g * sim.by_number(w, s, t, number)
 
-    tl.store(sums_ptr + x_rows, total, mask=x_ok)
+    tl.store(sums_ptr + x.index, total, mask=x.ok)
 
 
-@triton.jit(do_not_specialize=["count", "gamma", "eps"])
+@triton.jit(do_not_specialize=["count", "number"])
 def backward_features(
     x_ptr,  # [B, M, K]
     y_ptr,  # [B, N, K]
@@ -438,64 +391,46 @@ def backward_features(
     dy_ptr,  # [B, N, K]
     partial_ptr,  # fp32 [2 * (pairs // LENGTH), K], or None where pairs <= LENGTH
     count,  # B N
-    gamma,  # a number, or a pointer to it
-    eps,  # likewise
-    COUNT: tl.constexpr,
-    K: tl.constexpr,
-    FACTOR_X: tl.constexpr,
-    FACTOR_Y: tl.constexpr,
-    THROUGH: tl.constexpr,
-    SLOPE: tl.constexpr,
+    number,  # of the kind: a number, or a pointer to it
+    sim: tl.constexpr,
     LENGTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    gamma, eps = read_scalar(gamma), read_scalar(eps)
-    # programs and pieces are numbered as in segment.forward
-    number, offs_d, d_ok = columns(tl.program_id(0), K, BLOCK_D)
-    head = number < count
-    piece_k = tl.cast(tl.where(head, 0, number - count + 1), tl.int64)
-    segment = tl.where(head, tl.cast(number, tl.int64), tl.load(sorted_ptr + piece_k * LENGTH))
-    inside, start, end = bounds(starts_ptr, segment, count)
-    piece = tl.where(head, 0, piece_k - start // LENGTH)
-    place = start + piece * LENGTH
-    if inside & (head | ((piece > 0) & (place < end))):
-        rows = tl.cast(tl.minimum(end - place, LENGTH), tl.int32)
-        y = tl.load(y_ptr + segment * K + offs_d, mask=d_ok, other=0.0).to(tl.float32)
+    number = read_scalar(number)
+    pid, offs_d, d_ok = columns(tl.program_id(0), sim.K, BLOCK_D)
+    piece = piece_of(pid, sorted_ptr, starts_ptr, count, LENGTH)
+    if piece.ok:
+        rows = tl.cast(tl.minimum(piece.end - piece.place, LENGTH), tl.int32)
+        y = tl.load(y_ptr + piece.segment * sim.K + offs_d, mask=d_ok, other=0.0).to(tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         through = tl.zeros([BLOCK_M, 1], tl.float32)
         for m in range(0, rows, BLOCK_M):
             offs_m = m + tl.arange(0, BLOCK_M)
             ok = offs_m < rows
-            pair = tl.load(order_ptr + place + offs_m, mask=ok, other=0)
-            x_rows = pair // COUNT
+            pair = tl.load(order_ptr + piece.place + offs_m, mask=ok, other=0)
+            x_rows = pair // sim.count
             mask = ok[:, None] & d_ok[None, :]
-            x = tl.load(x_ptr + x_rows[:, None] * K + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + x_rows[:, None] * sim.K + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
             a = tl.load(g_ptr + pair, mask=ok, other=0.0).to(tl.float32)
             if w_ptr is not None:
                 w = tl.load(w_ptr + pair, mask=ok, other=1.0)
-            if SLOPE is not None:
-                acc += tl.where(ok[:, None], SLOPE(a, w, gamma)[:, None] * (y[None, :] - x), 0.0)
+            if sim.distance:
+                acc += tl.where(ok[:, None], sim.slope(a, w, number)[:, None] * (y[None, :] - x), 0.0)
             else:
-                if THROUGH is not None:
+                if sim.through_y is not None:
                     through += (a * w)[:, None]
-                if FACTOR_X is not None:
-                    a = a * FACTOR_X(tl.load(s_ptr + x_rows, mask=ok, other=0.0), eps)
+                if sim.factor_x is not None:
+                    a = a * sim.factor_x(tl.load(s_ptr + x_rows, mask=ok, other=0.0), number)
                 acc += a[:, None] * x
-        dy = sum_lanes(acc, BLOCK_M, BLOCK_D)
-        if FACTOR_Y is not None:
-            t = tl.load(t_ptr + segment + tl.arange(0, 1))
-            h = FACTOR_Y(t, eps)
-            if THROUGH is None:
+        dy = sum_lanes(acc)
+        if sim.factor_y is not None:
+            t = tl.load(t_ptr + piece.segment + tl.arange(0, 1))
+            h = sim.factor_y(t, number)
+            if sim.through_y is None:
                 dy = dy * h
             else:
-                r = tl.where(h == 0.0, 0.0, tl.div_rn(sum_lanes(through, BLOCK_M, 1), tl.where(h == 0.0, 1.0, h)))
-                dy = THROUGH(dy, y, r, h, t, eps, K)
+                r = tl.where(h == 0.0, 0.0, tl.div_rn(sum_lanes(through), tl.where(h == 0.0, 1.0, h)))
+                dy = sim.through_y(dy, y, r, h, t, number, sim.K)
 
-        if partial_ptr is None:  # noqa: SIM114 - a branch of its own: it is decided when compiling
-            tl.store(dy_ptr + segment * K + offs_d, dy.to(dy_ptr.dtype.element_ty), mask=d_ok)
-        elif end - start <= LENGTH:
-            tl.store(dy_ptr + segment * K + offs_d, dy.to(dy_ptr.dtype.element_ty), mask=d_ok)
-        else:
-            slot = 2 * (start // LENGTH) + piece
-            tl.store(partial_ptr + slot * K + offs_d, dy, mask=d_ok)
+        store_piece(dy_ptr, partial_ptr, dy, piece, offs_d, sim.K, LENGTH)

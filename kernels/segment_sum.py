@@ -16,13 +16,18 @@ Order    rows of a piece in BLOCK_M lanes, lane by lane in the order of the rows
          other segments, nor on a tile's layout
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def sum_lanes(acc, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] -> [COLUMNS]. Two at a time, since a sum of two has one order whatever the tile's layout."""
+def sum_lanes(acc):
+    """[rows, columns] -> [columns]. Two at a time, since a sum of two has one order whatever the tile's layout."""
+    ROWS: tl.constexpr = acc.shape[0]
+    COLUMNS: tl.constexpr = acc.shape[1]
+    tl.static_assert(ROWS <= 64, "rows are halved at most six times")
     for level in tl.static_range(6):
         if ROWS >> level > 1:
             acc = tl.sum(tl.reshape(acc, (2, ROWS >> (level + 1), COLUMNS)), axis=0)
@@ -45,6 +50,50 @@ def bounds(starts_ptr, segment, count):
     return inside, start, tl.load(starts_ptr + segment + 1, mask=inside, other=0)
 
 
+class Piece(NamedTuple):
+    """At most LENGTH rows of a segment."""
+
+    segment: Any
+    start: Any  # of the segment, in `order`
+    end: Any
+    number: Any  # within the segment
+    place: Any  # of the piece's first row, in `order`
+    ok: Any  # whether there is such a piece
+
+
+@triton.jit
+def piece_of(number, sorted_ptr, starts_ptr, count, LENGTH: tl.constexpr):
+    """The piece of row `number` of programs. Program `number` < count has the first piece of segment `number`. Those
+    behind have a place k * LENGTH of the order each: piece j > 0 of a segment is done at the j-th multiple of LENGTH
+    behind the segment's start.
+
+        order of rows    | 0 to 6 |  7 . . .  11 . . .  15 . . .  19 . .  |  22 ...     LENGTH = 4, segment 1: 7 to 21
+        piece                        0        1         2         3
+        done by program              1     count + 1  count + 2  count + 3    since k = 2, 3, 4: places 8, 12, 16
+    """
+    first = number < count
+    k = tl.cast(tl.where(first, 0, number - count + 1), tl.int64)
+    segment = tl.where(first, tl.cast(number, tl.int64), tl.load(sorted_ptr + k * LENGTH))
+    inside, start, end = bounds(starts_ptr, segment, count)
+    piece = tl.where(first, 0, k - start // LENGTH)
+    place = start + piece * LENGTH
+    return Piece(segment, start, end, piece, place, inside & (first | ((piece > 0) & (place < end))))
+
+
+@triton.jit
+def store_piece(out_ptr, partial_ptr, total, piece, offs_d, D: tl.constexpr, LENGTH: tl.constexpr):
+    """A piece's sum [BLOCK_D]: the segment's, or one that sum_pieces adds up. partial_ptr is None where no segment has
+    several pieces."""
+    d_ok = offs_d < D
+    if partial_ptr is None:  # noqa: SIM114 - a branch of its own: it is decided when compiling
+        tl.store(out_ptr + piece.segment * D + offs_d, total.to(out_ptr.dtype.element_ty), mask=d_ok)
+    elif piece.end - piece.start <= LENGTH:
+        tl.store(out_ptr + piece.segment * D + offs_d, total.to(out_ptr.dtype.element_ty), mask=d_ok)
+    else:  # twice the start's multiple: pieces of the next long segment begin behind this one's
+        slot = 2 * (piece.start // LENGTH) + piece.number
+        tl.store(partial_ptr + slot * D + offs_d, total, mask=d_ok)
+
+
 @triton.jit(do_not_specialize=["count"])
 def forward(
     x_ptr,  # [N, D]
@@ -59,33 +108,19 @@ def forward(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # Program `number` < count has the first piece of segment `number`. Those behind have a place k * LENGTH of the
-    # order each: piece j > 0 of a segment is done at the j-th multiple of LENGTH behind the segment's start.
     number, offs_d, d_ok = columns(tl.program_id(0), D, BLOCK_D)
-    first = number < count
-    k = tl.cast(tl.where(first, 0, number - count + 1), tl.int64)
-    segment = tl.where(first, tl.cast(number, tl.int64), tl.load(sorted_ptr + k * LENGTH))
-    inside, start, end = bounds(starts_ptr, segment, count)
-    piece = tl.where(first, 0, k - start // LENGTH)
-    row = start + piece * LENGTH
-    if inside & (first | ((piece > 0) & (row < end))):
-        rows = tl.cast(tl.minimum(end - row, LENGTH), tl.int32)
+    piece = piece_of(number, sorted_ptr, starts_ptr, count, LENGTH)
+    if piece.ok:
+        rows = tl.cast(tl.minimum(piece.end - piece.place, LENGTH), tl.int32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         for m in range(0, rows, BLOCK_M):
             offs_m = m + tl.arange(0, BLOCK_M)
             m_ok = offs_m < rows
-            source = tl.load(order_ptr + row + offs_m, mask=m_ok, other=0)
+            source = tl.load(order_ptr + piece.place + offs_m, mask=m_ok, other=0)
             x = tl.load(x_ptr + source[:, None] * D + offs_d[None, :], mask=m_ok[:, None] & d_ok[None, :], other=0.0)
             acc += x.to(tl.float32)
-        total = sum_lanes(acc, BLOCK_M, BLOCK_D)
 
-        if partial_ptr is None:  # noqa: SIM114 - a branch of its own: it is decided when compiling
-            tl.store(out_ptr + segment * D + offs_d, total.to(out_ptr.dtype.element_ty), mask=d_ok)
-        elif end - start <= LENGTH:
-            tl.store(out_ptr + segment * D + offs_d, total.to(out_ptr.dtype.element_ty), mask=d_ok)
-        else:  # twice the start's multiple: pieces of the next long segment begin behind this one's
-            slot = 2 * (start // LENGTH) + piece
-            tl.store(partial_ptr + slot * D + offs_d, total, mask=d_ok)
+        store_piece(out_ptr, partial_ptr, sum_lanes(acc), piece, offs_d, D, LENGTH)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -113,9 +148,8 @@ def sum_pieces(
             offs_m = m + tl.arange(0, BLOCK_M)
             offs = (slot + offs_m)[:, None] * D + offs_d[None, :]
             acc += tl.load(partial_ptr + offs, mask=(offs_m < pieces)[:, None] & d_ok[None, :], other=0.0)
-        total = sum_lanes(acc, BLOCK_M, BLOCK_D)
 
-        tl.store(out_ptr + segment * D + offs_d, total.to(out_ptr.dtype.element_ty), mask=d_ok)
+        tl.store(out_ptr + segment * D + offs_d, sum_lanes(acc).to(out_ptr.dtype.element_ty), mask=d_ok)
 
 
 @triton.jit(do_not_specialize=["n", "count"])

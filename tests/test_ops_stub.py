@@ -80,6 +80,11 @@ def test_batches_of_every_size_share_a_problem(gpu, op, case):
     assert len({id(problem) for problem in op._problems.values()}) == 1
 
 
+def argument_of(name):
+    """What kernels call a scalar: a kind has one of its own."""
+    return "number" if name in ("gamma", "eps") else name
+
+
 @pytest.mark.parametrize(("op", "name"), scalars())
 def test_another_number_neither_compiles_nor_binds(gpu, op, name):
     place = op.arguments.index(f"{name}_tensor")
@@ -89,7 +94,7 @@ def test_another_number_neither_compiles_nor_binds(gpu, op, name):
         work = (len(gpu.compiles), gpu.binder_runs)
         backward(call(op, tensors, **case.options, **{name: value}), tensors)
     assert (len(gpu.compiles), gpu.binder_runs) == work
-    assert any(value == record.arguments.get(name) for record in gpu.launches)
+    assert any(value == record.arguments.get(argument_of(name)) for record in gpu.launches)
 
 
 @pytest.mark.parametrize(("op", "name"), scalars())
@@ -99,7 +104,7 @@ def test_the_host_does_not_wait_for_a_tensors_value(gpu, op, name, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "item", None)
     monkeypatch.setattr(torch.Tensor, "__float__", None)
     backward(call(op, tensors, **case.options), tensors)
-    assert any(isinstance(record.arguments.get(name), torch.Tensor) for record in gpu.launches)
+    assert any(isinstance(record.arguments.get(argument_of(name)), torch.Tensor) for record in gpu.launches)
 
 
 @pytest.mark.parametrize("op", ops())

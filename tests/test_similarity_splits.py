@@ -21,16 +21,17 @@ X, Y = (5, 7), (50, 7)
 SOFTMAX = {"reduce": "softmax_matmul", "temperature": 5.0}
 CASES = [
     (SIMILARITY_WEIGHT, Case("weight", (), (X, Y), {"kind": "cosine"}), {"finish"}),
-    (SIMILARITY_WEIGHT, Case("weight", (), (Y, X), {"kind": "euclidean"}), {"finish"}),
+    (SIMILARITY_WEIGHT, Case("weight", (), (Y, X), {"kind": "euclidean"}), {"sum_splits"}),
     (NEAREST, Case("nearest", (), (X, Y), {"kind": "sqeuclidean"}), {"merge"}),
     (NEAREST, Case("nearest", (), ((2, *X), (2, *Y)), {"kind": "cosine", "k": 5}), {"merge"}),
     (SIMILARITY_REDUCE, Case("max", (), (X, Y, None), {"reduce": "max", "kind": "dot"}), {"merge"}),
-    (SIMILARITY_REDUCE, Case("sum", (), ((2, *X), (2, *Y), None), {"reduce": "sum"}), {"finish"}),
+    (SIMILARITY_REDUCE, Case("sum", (), ((2, *X), (2, *Y), None), {"reduce": "sum"}), {"sum_splits", "finish"}),
     (SIMILARITY_REDUCE, Case("sum", (), (Y, X, None), {"reduce": "sum", "kind": "cosine"}), {"finish"}),
-    (SIMILARITY_REDUCE, Case("softmax", (), (X, Y, (50, 3)), {**SOFTMAX, "kind": "cosine"}), {"merge", "finish"}),
-    (SIMILARITY_REDUCE, Case("softmax", (), (Y, X, (5, 20)), {**SOFTMAX, "kind": "euclidean"}), {"finish"}),
+    (SIMILARITY_REDUCE, Case("softmax", (), (X, Y, (50, 3)), {**SOFTMAX, "kind": "cosine"}),
+     {"merge", "sum_splits", "finish"}),
+    (SIMILARITY_REDUCE, Case("softmax", (), (Y, X, (5, 20)), {**SOFTMAX, "kind": "euclidean"}), {"sum_splits"}),
     (SIMILARITY_REDUCE, Case("softmax", (), ((2, *X), (2, *Y), (2, 50, 20)), {**SOFTMAX, "kind": "sqeuclidean"}),
-     {"merge", "finish"}),
+     {"merge", "sum_splits"}),
 ]  # fmt: skip
 
 

@@ -104,7 +104,7 @@ class ConvProblem(choose.Planned):
     def _sum_splits(self) -> launch.Launcher:
         from ...kernels.reduce import sum_splits
 
-        sizes = {"W": self.geo.K * self.geo.RED, "B": self.geo.K}
+        sizes = {"COLUMNS": self.geo.K * self.geo.RED + self.geo.K, "FIRST": self.geo.K * self.geo.RED}
         return launch.Launcher(sum_splits, sizes, Plan.of(BLOCK=256, SPLITS_BLOCK=16), self.device)
 
     # The way of the tensors.
@@ -221,7 +221,7 @@ class ConvProblem(choose.Planned):
         dw_part = partial if dw is not None else None
         db_part = partial[weights:] if db is not None else None
         self._backward_weight_split(tiles * splits, x, *read, dw_part, db_part, n, per_split)
-        self._sum_splits(ceil_div(weights + biases, 256), partial, dw, db, splits)
+        self._sum_splits(ceil_div(weights + biases, 256), partial, dw, db, splits, None)
 
     def splits(self, batch: int) -> tuple[int, int]:
         """How many programs share the pooled pixels in backward_weight, and how many pixels each has: about two

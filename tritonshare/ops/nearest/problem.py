@@ -12,7 +12,7 @@ import torch
 from ... import launch
 from ...declare import Cost
 from ...heuristic import Heuristic, power_of_two
-from ...kernels.geometry import ceil_div
+from ...kernels.geometry import Choice, ceil_div
 from ...plan import Device, Plan
 from ..similarity_weight.problem import RowsProblem, in_steps, total
 
@@ -116,30 +116,23 @@ class PairsProblem(RowsProblem):
 
         return nearest
 
-    def _launcher(self, kernel: str, plan: Plan, **constants: Any) -> launch.Launcher:
-        of = self.functions
-        factors = {"COUNT": self.count, "K": self.k, "FACTOR_X": of.factor_x, "FACTOR_Y": of.factor_y}
-        return launch.Launcher(
-            getattr(self._code, kernel), {**factors, **constants}, plan, self.device, **self.facts.unspilled
-        )
+    @cached_property
+    def sim(self) -> Choice:
+        to_key, from_key = self.keys()
+        return self.record(Choice, count=self.count, to_key=to_key, from_key=from_key)
+
+    def _launcher(self, kernel: str, pass_: str) -> launch.Launcher:
+        code = getattr(self._code, kernel)
+        return launch.Launcher(code, {"sim": self.sim}, self.plans[pass_], self.device, **self.facts.unspilled)
 
     @cached_property
     def _forward(self) -> launch.Launcher:
-        key, number = self.keys()
-        return self._launcher(
-            "forward", self.plans["forward"], TOP=self._top, VALUE=self.functions.value, KEY=key, NUMBER=number,
-            NEAR=self._near, **self._numbers,
-        )  # fmt: skip
-
-    @property
-    def _top(self) -> int:
-        return power_of_two(self.count, 1, 64)
+        return self._launcher("forward", "forward")
 
     def _merge(self, splits: int) -> launch.Launcher:
-        kept = power_of_two(splits * self._top, 1, MERGED)
+        kept = power_of_two(splits * self.sim.TOP, 1, MERGED)
         if kept not in self._merges:
-            constants = {"COUNT": self.count, "TOP": self._top, "KEPT": kept}
-            constants |= {"VALUE": self.functions.value, "NUMBER": self.keys()[1]}
+            constants = {"KEPT": kept, "sim": self.sim}
             self._merges[kept] = launch.Launcher(self._code.merge, constants, Plan.of(num_stages=1), self.device)
         return self._merges[kept]
 
@@ -149,17 +142,15 @@ class PairsProblem(RowsProblem):
 
     @cached_property
     def _backward_x(self) -> launch.Launcher:
-        of = self.functions
-        return self._launcher("backward_x", self.plans["backward_x"], THROUGH=of.through_x, SLOPE=of.slope)
+        return self._launcher("backward_x", "backward_x")
 
     @cached_property
     def _backward_features(self) -> launch.Launcher:
-        of, sizes = self.functions, self.plans["backward_features"]
-        return self._launcher("backward_features", sizes, THROUGH=of.through_y, SLOPE=of.slope)
+        return self._launcher("backward_features", "backward_features")
 
     @cached_property
     def _number_sums(self) -> launch.Launcher:
-        return self._launcher("number_sums", self.plans["backward_x"], BY_NUMBER=self.functions.by_number)
+        return self._launcher("number_sums", "backward_x")
 
     @cached_property
     def _sum_pieces(self) -> launch.Launcher:
@@ -186,19 +177,19 @@ class PairsProblem(RowsProblem):
         splits, rows = self.splits(programs)
         partial = None
         if splits > 1:
-            partial = torch.empty((splits, matrices * m, self._top), dtype=torch.int64, device=self.device)
-        gamma, eps = self.scalars(scalars)[:2]
+            partial = torch.empty((splits, matrices * m, self.sim.TOP), dtype=torch.int64, device=self.device)
+        number = self.number(self.scalars(scalars))
         given = (x, y, values, exact, indices, s, t, partial)
-        self._forward(splits * programs, *given, m, self.n, rows, gamma, eps)
+        self._forward(splits * programs, *given, m, self.n, rows, number)
         if partial is not None:
-            self._merge(splits)(matrices * m, partial, values, exact, indices, splits, matrices * m, gamma)
+            self._merge(splits)(matrices * m, partial, values, exact, indices, splits, matrices * m, number)
 
     def splits(self, programs: int) -> tuple[int, int]:
         """In how many parts the rows of y are searched, and the rows of each: about two programs a processor where one
         for each block of rows of x leaves some idle. What is found does not depend on it."""
         wanted = 1
         if programs < self.facts.processors:
-            wanted = min(ceil_div(2 * self.facts.processors, programs), MERGED // self._top)
+            wanted = min(ceil_div(2 * self.facts.processors, programs), MERGED // self.sim.TOP)
         return in_steps(self.n, wanted)
 
     def _gradients(self, grad, x, y, scalars, values, indices, s, t, exact, needs) -> list[torch.Tensor | None]:
@@ -209,15 +200,15 @@ class PairsProblem(RowsProblem):
         x, y, grad = x.contiguous(), y.contiguous(), grad.contiguous()
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         read = (exact if self.keeps_exact else values) if self.reads_values else None
-        gamma, eps = self.scalars(scalars)[:2]
+        number = self.number(self.scalars(scalars))
         if dx is not None and dx.numel():
             grid = matrices * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
             slopes = read if self.distance else None
-            self._backward_x(grid, x, y, grad, slopes, indices, s, t, dx, m, self.n, gamma, eps)
+            self._backward_x(grid, x, y, grad, slopes, indices, s, t, dx, m, self.n, number)
         if dy is not None and grad.numel() == 0:
             dy.zero_()
         elif dy is not None:
-            self._gradient_of_features(grad, x, y, read, indices, s, t, dy, gamma, eps)
+            self._gradient_of_features(grad, x, y, read, indices, s, t, dy, number)
         return [dx, dy]
 
     def _gradients_of_scalars(self, grad, x, y, scalars, indices, s, t, needs) -> list[torch.Tensor | None]:
@@ -227,11 +218,11 @@ class PairsProblem(RowsProblem):
             if sums.numel():
                 grid = x.shape[:-2].numel() * ceil_div(m, self.plans["backward_x"]["BLOCK_M"])
                 given = (x.contiguous(), y.contiguous(), grad.contiguous(), indices, s, t, sums, m, self.n)
-                self._number_sums(grid, *given, *self.scalars(scalars)[:2])
+                self._number_sums(grid, *given, self.number(self.scalars(scalars)))
             found[self.own_number] = total(sums, scalars[self.own_number])
         return found
 
-    def _gradient_of_features(self, grad, x, y, values, indices, s, t, dy, gamma, eps) -> None:
+    def _gradient_of_features(self, grad, x, y, values, indices, s, t, dy, number) -> None:
         matrices = x.shape[:-2].numel()
         count, pairs = matrices * self.n, grad.numel()
         rows = indices.reshape(matrices, -1)
@@ -245,9 +236,8 @@ class PairsProblem(RowsProblem):
         partial = None
         if later:
             partial = torch.empty((2 * (pairs // length), self.k), dtype=torch.float32, device=self.device)
-        self._backward_features(
-            (count + later) * blocks, x, y, grad, values, s, t, order, ids, starts, dy, partial, count, gamma, eps
-        )
+        given = (x, y, grad, values, s, t, order, ids, starts, dy, partial)
+        self._backward_features((count + later) * blocks, *given, count, number)
         if later:
             self._sum_pieces((later + 1) * blocks, partial, ids, starts, dy, count)
 

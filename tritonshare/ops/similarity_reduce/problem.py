@@ -13,7 +13,7 @@ import torch
 from ... import launch
 from ...declare import Cost
 from ...heuristic import Heuristic, power_of_two, with_other_stages_and_warps
-from ...kernels.geometry import ceil_div
+from ...kernels.geometry import Reduction, ceil_div
 from ...plan import Plan
 from ..nearest.problem import PairsProblem
 from ..similarity_weight.problem import RowsProblem, total
@@ -172,76 +172,50 @@ class TotalProblem(RowsProblem):
     @cached_property
     def _gradient_numbers(self) -> dict[str, Any]:
         """Of products with the gradient of similarities."""
-        numbers = self._numbers
         if self._widened:
-            numbers = launch.operands(torch.float32, "ieee" if self.facts.is_hip else "tf32")
-        return {"GRADIENT_TYPE": numbers["DOT_TYPE"], "GRADIENT_PRECISION": numbers["PRECISION"]}
-
-    def _launcher(
-        self, pass_: str, *, swapped: bool = False, kernel: str = "", without: str = "", **constants: Any
-    ) -> launch.Launcher:
-        """The launcher of a pass, or of another kernel with its sizes, `without` one."""
-        of, used = self.functions, self.plans[pass_]
-        if without:
-            used = replace(used, blocks=tuple(b for b in used.blocks if b[0] != without))
-        factors = (of.factor_y, of.factor_x) if swapped else (of.factor_x, of.factor_y)
-        constants |= {"FACTOR_X": factors[0], "FACTOR_Y": factors[1], "VALUE": of.value, "K": self.k}
-        constants = {"NEAR": self._near, **self._numbers, **constants}
-        if self.d or pass_ != "forward":
-            constants["D"] = self.d
-            constants["SIGN"] = -1 if self.kind in DISSIMILARITIES else 1
-        code = getattr(self._code, kernel or used.variant or pass_)
-        return launch.Launcher(code, constants, used, self.device, **self.facts.unspilled)
+            return launch.operands(torch.float32, "ieee" if self.facts.is_hip else "tf32")
+        return self._numbers
 
     @cached_property
-    def _forward(self) -> launch.Launcher:
-        return self._launcher("forward")
+    def sim(self) -> Reduction:
+        return self.record(Reduction, D=self.d, sign=-1 if self.kind in DISSIMILARITIES else 1)
+
+    def _launcher(self, pass_: str, *, swapped: bool = False, kernel: str = "", **fields: Any) -> launch.Launcher:
+        """The launcher of a pass, or of another kernel with its sizes, but of columns. fields: of the record."""
+        used = self.plans[pass_]
+        if kernel:
+            used = replace(used, blocks=tuple(b for b in used.blocks if b[0] != "BLOCK_C"))
+        code = getattr(self._code, kernel or used.variant or pass_)
+        sim = replace(self.sim.swapped if swapped else self.sim, **fields)
+        return launch.Launcher(code, {"sim": sim}, used, self.device, **self.facts.unspilled)
+
+    def _of_pass(self, pass_: str, partial: bool) -> launch.Launcher:
+        """partial: what it leaves are sums for another kernel, in fp32."""
+        key = pass_, partial
+        if key not in self._of_passes:
+            swapped = pass_ in ("backward_y", "backward_values")
+            self._of_passes[key] = self._launcher(pass_, swapped=swapped, partial=partial)
+        return self._of_passes[key]
+
+    @cached_property
+    def _of_passes(self) -> dict[tuple[str, bool], launch.Launcher]:
+        return {}
 
     @cached_property
     def _deltas(self) -> launch.Launcher:
-        return self._launcher("backward_x", kernel="deltas", without="BLOCK_C")
+        return self._launcher("backward_x", kernel="deltas")
 
     @cached_property
     def _number_sums(self) -> launch.Launcher:
         # what is summed up to the gradient of gamma cancels: there, all distances are computed from differences
-        near = {"NEAR": float("inf")} if self.kind == "rbf" else {}
-        by_number = self.functions.by_number
-        return self._launcher("backward_x", kernel="number_sums", without="BLOCK_C", BY_NUMBER=by_number, **near)
-
-    @cached_property
-    def _backward_x(self) -> launch.Launcher:
-        of = self.functions
-        return self._launcher(
-            "backward_x", SWAPPED=False, THROUGH=of.through_x, SLOPE=of.slope, **self._gradient_numbers
-        )
-
-    @cached_property
-    def _backward_y(self) -> launch.Launcher:
-        of = self.functions
-        return self._launcher(
-            "backward_y", swapped=True, SWAPPED=True, THROUGH=of.through_y, SLOPE=of.slope, **self._gradient_numbers
-        )
-
-    @cached_property
-    def _backward_values(self) -> launch.Launcher:
-        return self._launcher("backward_values")
+        near = float("inf") if self.kind == "rbf" else self.sim.near
+        return self._launcher("backward_x", kernel="number_sums", near=near)
 
     @cached_property
     def _merge(self) -> launch.Launcher:
         columns = power_of_two(self.d, 16, 64)
         sizes = Plan.of(BLOCK_M=2048 // columns, BLOCK_C=columns, num_stages=1)
         return launch.Launcher(self._code.merge, {"D": self.d}, sizes, self.device)
-
-    @cached_property
-    def _adders(self) -> dict[str, launch.Launcher]:
-        of = self.functions
-        return {
-            "forward": self._adder(1),
-            "deltas": self._adder(2),
-            "backward_x": self._adder(self.k, of.factor_x, of.through_x),
-            "backward_y": self._adder(self.k, of.factor_y, of.through_y),
-            "backward_values": self._adder(max(1, self.d)),
-        }
 
     # The way of the tensors.
 
@@ -261,22 +235,22 @@ class TotalProblem(RowsProblem):
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         splits, rows = self.splits_of_y()
         partial = self._partial(splits, *out.shape) if splits > 1 else None
-        grid, numbers = splits * self._grid("forward", matrices, m, self.d), (m, self.n, rows)
-        gamma, eps, temperature = self.scalars(scalars)
+        forward, to = self._of_pass("forward", splits > 1), out if partial is None else partial
+        scalars = self.scalars(scalars)
+        grid, numbers = splits * self._grid("forward", matrices, m, self.d), (m, self.n, rows, self.number(scalars))
         x, y = x.contiguous(), y.contiguous()
         rows_given = (x, y, *self.squares(x, y))
         if not self.d:
-            self._forward(grid, *rows_given, out, partial, *numbers, gamma, eps)
+            forward(grid, *rows_given, to, *numbers)
             if partial is not None:
-                self._add(self._adders["forward"], partial, out)
+                self._add(partial, out, 1)
             return outs
-        ends = None if partial is None else self._partial(splits, *x.shape[:-1], 2)
-        numbers = (*numbers, gamma, eps, temperature)
-        self._forward(grid, *rows_given, values.contiguous(), out, high, unit, partial, ends, *numbers)
+        ends = (high, unit) if partial is None else self._partial(2, splits, *x.shape[:-1]).unbind()
+        forward(grid, *rows_given, values.contiguous(), to, *ends, *numbers, scalars[2])
         if partial is not None:
             sizes, count = self._merge.plan, matrices * m
             grid = ceil_div(count, sizes["BLOCK_M"]) * ceil_div(self.d, sizes["BLOCK_C"])
-            self._merge(grid, partial, ends, out, high, unit, splits, count)
+            self._merge(grid, partial, *ends, out, high, unit, splits, count)
         return outs
 
     def _grid(self, pass_: str, matrices: int, rows: int, columns: int) -> int:
@@ -309,10 +283,11 @@ class TotalProblem(RowsProblem):
             splits, rows = self.splits_of_x(matrices, m, self.d)
             partial = self._partial(splits, *dv.shape) if splits > 1 else None
             grid = splits * self._grid("backward_values", matrices, self.n, self.d)
-            numbers = (self.n, m, rows, *scalars)
-            self._backward_values(grid, y, x, t, s, grad, high, unit, dv, partial, *numbers)
+            numbers = (self.n, m, rows, self.number(scalars), scalars[2])
+            launcher, to = self._of_pass("backward_values", splits > 1), dv if partial is None else partial
+            launcher(grid, y, x, t, s, grad, high, unit, to, *numbers)
             if partial is not None:
-                self._add(self._adders["backward_values"], partial, dv)
+                self._add(partial, dv, self.d)
         return [dx, dy, dv, *self._gradients_of_scalars(x, y, s, t, scalars, softmax, needs[3:])]
 
     def _gradients_of_scalars(self, x, y, s, t, scalars, softmax, needs) -> list[torch.Tensor | None]:
@@ -322,7 +297,8 @@ class TotalProblem(RowsProblem):
         splits, rows = self.splits_of_y()
         sums = self._partial(splits, *x.shape[:-1], 6 if self.d else 1)
         grid = splits * x.shape[:-2].numel() * ceil_div(x.shape[-2], self.plans["backward_x"]["BLOCK_M"])
-        self._number_sums(grid, x, y, s, t, *softmax, sums, x.shape[-2], self.n, rows, *scalars)
+        numbers = (x.shape[-2], self.n, rows, self.number(scalars), scalars[2])
+        self._number_sums(grid, x, y, s, t, *softmax, sums, *numbers)
         number, *of_softmax = sums.sum(0, dtype=torch.float64).unbind(-1)
         parts = [number, number]  # of gamma or eps, whichever the kind has
         if self.d:
@@ -336,27 +312,28 @@ class TotalProblem(RowsProblem):
         splits, rows = self.splits_of_y()
         sums = self._partial(splits, *high.shape, 2)
         grid = splits * x.shape[:-2].numel() * ceil_div(x.shape[-2], self.plans["backward_x"]["BLOCK_M"])
-        numbers = (x.shape[-2], self.n, rows, *scalars)
+        numbers = (x.shape[-2], self.n, rows, self.number(scalars), scalars[2])
         self._deltas(grid, x, y, s, t, grad, values, high, unit, sums, *numbers)
         if splits == 1:
             return sums[0]
         delta = torch.empty_like(sums[0])
-        self._add(self._adders["deltas"], sums, delta)
+        self._add(sums, delta, 2)
         return delta
 
     def _gradient(self, name: str, dx, x, y, s, t, scalars, *softmax: torch.Tensor | None) -> None:
         """The gradient of x, which may be either matrix."""
-        of, swapped = self.functions, name == "backward_y"
+        swapped = name == "backward_y"
+        sim = self.sim.swapped if swapped else self.sim
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
         splits, rows = self.splits_of_x(matrices, n, self.k) if swapped else self.splits_of_y()
-        through = of.through_y if swapped else of.through_x
-        finished = splits == 1 and (through is None or self.k <= self.plans[name]["BLOCK_C"])
-        partial = None if finished else self._partial(splits, *dx.shape)
-        launcher = self._backward_y if swapped else self._backward_x
+        partial = None
+        if splits > 1 or (sim.through_x is not None and self.k > self.plans[name]["BLOCK_C"]):
+            partial = self._partial(splits, *dx.shape)
+        launcher, to = self._of_pass(name, partial is not None), dx if partial is None else partial
         grid = splits * self._grid(name, matrices, m, self.k)
-        launcher(grid, x, y, s, t, *softmax, dx, partial, m, n, rows, *scalars)
+        launcher(grid, x, y, s, t, *softmax, to, m, n, rows, self.number(scalars), scalars[2])
         if partial is not None:
-            self._add(self._adders[name], partial, dx, x, s, scalars[1])
+            self._finish(partial, dx, x, s, scalars, sim)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)

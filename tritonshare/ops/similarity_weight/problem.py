@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from ... import choose, launch, plan, products
 from ...declare import Cost
 from ...heuristic import Heuristic, power_of_two
-from ...kernels.geometry import ceil_div
+from ...kernels.geometry import Similarity, ceil_div
 from ...plan import Plan
 from .reference import DISTANCES
 
@@ -104,7 +105,7 @@ class RowsProblem(choose.Planned):
         return other
 
     def scalars(self, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
-        """What kernels are given as scalars, of which these are tensors: they, or numbers; 1 for what is not used."""
+        """What stands for the scalars, of which these are tensors: they, or numbers; 1 for what is not used."""
         numbers = (1.0 if number is None else number for number in self.numbers)
         return [number if t is None else t for t, number in zip(tensors, numbers, strict=True)]
 
@@ -112,6 +113,10 @@ class RowsProblem(choose.Planned):
     def own_number(self) -> int | None:
         """Which of the scalars the kind has: gamma, eps or none."""
         return {"rbf": 0, "cosine": 1}.get(self.kind)
+
+    def number(self, scalars: Sequence[Any]) -> Any:
+        """The kind's own number, of the scalars; kernels without one leave it unread."""
+        return scalars[self.own_number or 0]
 
     @cached_property
     def _numbers(self) -> dict[str, Any]:
@@ -121,6 +126,24 @@ class RowsProblem(choose.Planned):
             return launch.operands(self.dtype, "ieee")
         exact = "ieee" if self.facts.is_hip else "tf32x3"
         return launch.operands(self.dtype, "tf32" if self.precision == "tf32" and not self.distance else exact)
+
+    @property
+    def _gradient_numbers(self) -> dict[str, Any]:
+        """How gradients are multiplied with rows."""
+        return self._numbers
+
+    def record(self, of: type[Similarity] = Similarity, **fields: Any) -> Any:
+        """The kind and how it is computed, as kernels take it."""
+        own, gradients = self._numbers, self._gradient_numbers
+        return of(
+            K=self.k, near=self._near, dot_type=own["DOT_TYPE"], precision=own["PRECISION"],
+            gradient_type=gradients["DOT_TYPE"], gradient_precision=gradients["PRECISION"],
+            **self.functions._asdict(), **fields,
+        )  # fmt: skip
+
+    @cached_property
+    def sim(self) -> Any:
+        return self.record()
 
     @cached_property
     def _near(self) -> float:
@@ -177,17 +200,40 @@ class RowsProblem(choose.Planned):
         block = power_of_two(columns, 16, 256)
         return Plan.of(BLOCK_M=max(4, 2048 // block), BLOCK_C=block, num_stages=1)
 
-    def _adder(self, columns: int, factor: Any = None, through: Any = None) -> launch.Launcher:
-        """The kernel that adds splits, of results [rows, columns]."""
+    def _add(self, partial: torch.Tensor, out: torch.Tensor, columns: int) -> None:
+        """`partial`, fp32 [splits, *out.shape], into `out`, [..., columns]."""
+        from ...kernels import reduce
+
+        key = columns, out.dtype
+        if key not in self._adders:
+            block = 128 if columns % 4 else 1024  # accesses of 16 bytes, or of neighbours by neighbours
+            sizes = Plan.of(BLOCK=block, SPLITS_BLOCK=1, num_stages=1)
+            constants = {"COLUMNS": columns, "FIRST": None}
+            self._adders[key] = launch.Launcher(reduce.sum_splits, constants, sizes, self.device)
+        adder, rows = self._adders[key], out.numel() // columns
+        adder(ceil_div(out.numel(), adder.plan["BLOCK"]), partial, out, None, len(partial), rows)
+
+    @cached_property
+    def _adders(self) -> dict[tuple[int, torch.dtype], launch.Launcher]:
+        return {}
+
+    def _finish(self, partial: torch.Tensor, dx: torch.Tensor, x, s, scalars, sim: Similarity) -> None:
+        """`partial`, fp32 [splits, *dx.shape], into the gradient dx of x, whose squares are s."""
         from ...kernels import similarity
 
-        constants = {"K": columns, "FACTOR": factor, "THROUGH": through}
-        return launch.Launcher(similarity.finish, constants, self._flat(columns), self.device)
+        if sim.factor_x is None:
+            self._add(partial, dx, self.k)
+            return
+        if sim.transposed not in self._finishers:
+            sizes = self._flat(self.k)
+            self._finishers[sim.transposed] = launch.Launcher(similarity.finish, {"sim": sim}, sizes, self.device)
+        finisher, count = self._finishers[sim.transposed], dx.numel() // self.k
+        grid = ceil_div(count, finisher.plan["BLOCK_M"])
+        finisher(grid, x, partial, s, dx, len(partial), count, self.number(scalars))
 
-    def _add(self, adder: launch.Launcher, partial: torch.Tensor, out: torch.Tensor, x=None, s=None, eps=0.0) -> None:
-        """`partial`, fp32 [splits, *out.shape], into `out`; with a factor, `x` and its squares."""
-        count = out.numel() // adder.constants["K"]
-        adder(ceil_div(count, adder.plan["BLOCK_M"]), x, partial, s, out, len(partial), count, eps)
+    @cached_property
+    def _finishers(self) -> dict[bool, launch.Launcher]:
+        return {}
 
     def _partial(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -226,9 +272,9 @@ class SimilarityProblem(RowsProblem):
 
     @cached_property
     def _code(self) -> ModuleType:
-        from ...kernels import similarity
+        from ...kernels import similarity_weight
 
-        return similarity
+        return similarity_weight
 
     @cached_property
     def _gradient_numbers(self) -> dict[str, Any]:
@@ -244,34 +290,32 @@ class SimilarityProblem(RowsProblem):
         return next(u for u in (16, 8, 4, 2, 1) if self.n % u == 0)
 
     def _launcher(self, kernel: str, plan: Plan, **constants: Any) -> launch.Launcher:
-        return launch.Launcher(getattr(self._code, kernel), {"K": self.k, **constants}, plan, self.device)
+        return launch.Launcher(getattr(self._code, kernel), constants, plan, self.device)
 
     @cached_property
     def _forward(self) -> launch.Launcher:
-        return self._comparer(self.functions.value)
+        return self._launcher("forward", self.plans["forward"], UNIT=self._unit, sim=self.sim)
 
     @cached_property
     def _square_distances(self) -> launch.Launcher:
         """Those that a gradient reads, in fp32."""
-        return self._comparer(self._code.square)
+        from ...kernels.similarity import square
 
-    def _comparer(self, value: Any) -> launch.Launcher:
-        constants = {"FACTOR_X": self.functions.factor_x, "FACTOR_Y": self.functions.factor_y, "VALUE": value}
-        constants |= {"N_UNIT": self._unit, "NEAR": self._near, **self._numbers}
-        return self._launcher("forward", self.plans["forward"], **constants)
+        sim = replace(self.sim, of_square=square)
+        return self._launcher("forward", self.plans["forward"], UNIT=self._unit, sim=sim)
+
+    def _backward(self, name: str, partial: bool) -> launch.Launcher:
+        """partial: what it leaves are sums for `_finish`, in fp32."""
+        key = name, partial
+        if key not in self._backwards:
+            sim = self.sim.swapped if name == "backward_y" else self.sim
+            sim = replace(sim, partial=partial)
+            self._backwards[key] = self._launcher(BACKWARD, self.plans[name], UNIT=self._unit, sim=sim)
+        return self._backwards[key]
 
     @cached_property
-    def _backwards(self) -> dict[str, launch.Launcher]:
-        of = self.functions
-        matrices = (("backward_x", False, of.factor_x, of.factor_y), ("backward_y", True, of.factor_y, of.factor_x))
-        return {
-            name: self._launcher(
-                BACKWARD, self.plans[name], SWAPPED=swapped, M_UNIT=self._unit if swapped else 1,
-                N_UNIT=1 if swapped else self._unit, FACTOR_X=own, FACTOR_Y=other, THROUGH_X=self._through(name),
-                VALUE=of.value, SLOPE=of.slope, NEAR=self._near, **self._gradient_numbers,
-            )
-            for name, swapped, own, other in matrices
-        }  # fmt: skip
+    def _backwards(self) -> dict[tuple[str, bool], launch.Launcher]:
+        return {}
 
     @cached_property
     def _number_sums(self) -> launch.Launcher:
@@ -279,19 +323,9 @@ class SimilarityProblem(RowsProblem):
         own = self.plans["forward"]
         # a second tile of pairs: fewer registers
         sizes = {"BLOCK_M": 32 if self.distance else 64, "BLOCK_N": power_of_two(self.n, 16, 64)}
-        if self.distance:
-            return self._launcher("gamma_sums", Plan.of(num_stages=1, **sizes))
-        plan = Plan.of(num_stages=own.num_stages, **sizes, BLOCK_RED=own["BLOCK_RED"])
-        return self._launcher("eps_sums", plan, **self._numbers)
-
-    def _through(self, name: str) -> Any:
-        return self.functions.through_y if name == "backward_y" else self.functions.through_x
-
-    @cached_property
-    def _adders(self) -> dict[str, launch.Launcher]:
-        of = self.functions
-        factors = {"backward_x": of.factor_x, "backward_y": of.factor_y}
-        return {name: self._adder(self.k, factor, self._through(name)) for name, factor in factors.items()}
+        stages = 1 if self.distance else own.num_stages
+        plan = Plan.of(num_stages=stages, **sizes, BLOCK_RED=own["BLOCK_RED"])
+        return self._launcher("number_sums", plan, sim=self.sim)
 
     # The way of the tensors.
 
@@ -312,7 +346,7 @@ class SimilarityProblem(RowsProblem):
         tiles = ceil_div(rows, sizes["BLOCK_M"]) * ceil_div(self.n, sizes["BLOCK_N"])
         if matrices * tiles:
             units = self.n // self._unit
-            launcher(matrices * tiles, x, y, w, s, t, rows, units, *scalars)
+            launcher(matrices * tiles, x, y, w, s, t, rows, units, self.number(scalars))
 
     def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
         return [
@@ -332,9 +366,9 @@ class SimilarityProblem(RowsProblem):
             q = torch.empty(grad.shape, dtype=torch.float32, device=self.device)
             self._compare(self._square_distances, x, y, q, s, t, scalars)
         if dx is not None:
-            self._gradient("backward_x", dx, x, y, grad, q, s, t, *scalars)
+            self._gradient("backward_x", dx, x, y, grad, q, s, t, scalars)
         if dy is not None:
-            self._gradient("backward_y", dy, y, x, grad, q, t, s, *scalars)
+            self._gradient("backward_y", dy, y, x, grad, q, t, s, scalars)
         return [dx, dy, *self._gradients_of_scalars(x, y, s, t, grad, scalars, needs[2:])]
 
     def _gradients_of_scalars(self, x, y, s, t, grad, scalars, needs) -> list[torch.Tensor | None]:
@@ -345,29 +379,31 @@ class SimilarityProblem(RowsProblem):
             tiles_n = ceil_div(self.n, sizes["BLOCK_N"])
             sums = self._partial(tiles_n, *x.shape[:-1])
             if sums.numel():
-                read = (x, y, grad) if self.distance else (x, y, s, t, grad)
+                squares = (None, None) if self.distance else (s, t)
                 grid = matrices * ceil_div(m, sizes["BLOCK_M"]) * tiles_n
-                self._number_sums(grid, *read, sums, m, self.n, scalars[self.own_number])
+                self._number_sums(grid, x, y, *squares, grad, sums, m, self.n, self.number(scalars))
             found[self.own_number] = total(sums, scalars[self.own_number])
         return found
 
-    def _gradient(self, name: str, dx, x, y, grad, q, s, t, gamma, eps) -> None:
+    def _gradient(self, name: str, dx, x, y, grad, q, s, t, scalars) -> None:
         """The gradient of x, which may be either matrix."""
         sizes, unit, swapped = self.plans[name], self._unit, name == "backward_y"
         matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
         if dx.numel() == 0 or n == 0:
             dx.zero_()
             return
+        sim = self.sim.swapped if swapped else self.sim
         tiles = ceil_div(self.k, sizes["BLOCK_C"])
         splits, rows = self.splits_of_x(matrices, n, self.k) if swapped else self.splits_of_y()
-        finished = splits == 1 and (self._through(name) is None or tiles == 1)
-        partial = None if finished else self._partial(splits, *dx.shape)
-        m_unit, n_unit = (unit, 1) if swapped else (1, unit)
+        partial = None
+        if splits > 1 or (sim.through_x is not None and tiles > 1):
+            partial = self._partial(splits, *dx.shape)
+        units = (m // unit, n) if swapped else (m, n // unit)
         grid = matrices * splits * ceil_div(m, sizes["BLOCK_M"]) * tiles
-        launcher = self._backwards[name]
-        launcher(grid, x, y, grad, q, s, t, dx, partial, m // m_unit, n // n_unit, rows, gamma, eps)
+        launcher, out = self._backward(name, partial is not None), dx if partial is None else partial
+        launcher(grid, x, y, grad, q, s, t, out, *units, rows, self.number(scalars))
         if partial is not None:
-            self._add(self._adders[name], partial, dx, x, s, eps)
+            self._finish(partial, dx, x, s, scalars, sim)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)
