@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import dot, multiply
+from .tile import as_multiplied, dot, multiply
 
 TINY = tl.constexpr(2.0**-126)
 
@@ -285,6 +285,14 @@ def multiply_gradients(a, b, acc, sim: tl.constexpr):
     gradient_type: tl.constexpr = sim.gradient_type
     gradient_precision: tl.constexpr = sim.gradient_precision
     return dot(a, b, acc, gradient_type, gradient_precision)
+
+
+@triton.jit
+def gradients_as_multiplied(a, sim: tl.constexpr):
+    """What multiply_gradients takes of a, in fp32."""
+    gradient_type: tl.constexpr = sim.gradient_type
+    gradient_precision: tl.constexpr = sim.gradient_precision
+    return as_multiplied(a, gradient_type, gradient_precision)
 
 
 @triton.jit

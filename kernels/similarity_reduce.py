@@ -38,6 +38,7 @@ from .nearest import largest_first, largest_number
 from .similarity import (
     Rows,
     far_pairs,
+    gradients_as_multiplied,
     is_near,
     load_numbers,
     load_rows,
@@ -54,7 +55,7 @@ from .similarity import (
     with_near_pairs,
     without_near_pairs,
 )
-from .tile import as_multiplied, loses_digits, multiply
+from .tile import loses_digits, multiply
 
 
 @triton.jit
@@ -418,14 +419,14 @@ def backward(
             a = sim.slope(a, w, number)
             a, p = without_near_pairs(a, is_near(q, s, t, x, y, sim), x, y, first, p, sim.K)
             if not in_two:
-                a = as_multiplied(a, TYPE, PRECISION)
+                a = gradients_as_multiplied(a, sim)
             weight += tl.sum(a, axis=1)
         elif sim.factor_y is not None:
             a = a * sim.factor_y(t, number)[None, :]
         b = load_rows(y, first, sim.K, BLOCK_C)
         p = multiply_gradients(a, b, p, sim)
         if in_two:
-            p = multiply_gradients(a - as_multiplied(a, TYPE, PRECISION), b, p, sim)
+            p = multiply_gradients(a - gradients_as_multiplied(a, sim), b, p, sim)
 
     columns = load_rows(x, first, sim.K, BLOCK_C)
     if sim.distance:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .similarity import (
+    gradients_as_multiplied,
     is_near,
     load_numbers,
     load_rows,
@@ -35,7 +36,7 @@ from .similarity import (
     with_near_pairs,
     without_near_pairs,
 )
-from .tile import as_multiplied, stages_of
+from .tile import stages_of
 
 GROUP = tl.constexpr(8)  # rows of tiles that are computed together, so that they find each other's operands in L2
 
@@ -61,7 +62,8 @@ def tile_of(pid, tiles_m, tiles_n):
 def similarities(x, y, s_ptr, t_ptr, number, sim: tl.constexpr, BLOCK_RED: tl.constexpr):
     """w [rows of x, rows of y], fp32; s_ptr and t_ptr are to the rows' squares."""
     d = products(x, y, sim.K, sim, BLOCK_RED)
-    s, t = load_numbers(s_ptr, x), load_numbers(t_ptr, y)  # behind the loop, which is short of registers
+    s = load_numbers(s_ptr, x)  # behind the loop, which is short of registers
+    t = load_numbers(t_ptr, y)
     q = with_near_pairs(of_products(d, s, t, number, sim), s, t, x, y, sim)
     return value_of(q, number, sim)
 
@@ -137,10 +139,10 @@ def number_sums(
 def backward(
     x_ptr,  # [B, M, K]: the matrix whose gradient it is
     y_ptr,  # [B, N, K]: the other one
-    g_ptr,  # [B, M, N], or [B, N, M] where sim.transposed
-    q_ptr,  # fp32, like g: square distances, of the distance kinds; else None
     s_ptr,  # fp32 [B, M] or None: squares of x
     t_ptr,  # fp32 [B, N] or None: squares of y
+    g_ptr,  # [B, M, N], or [B, N, M] where sim.transposed
+    q_ptr,  # fp32, like g: square distances, of the distance kinds; else None
     dx_ptr,  # [B, M, K], or fp32 [splits, B, M, K] where sim.partial
     m_units,  # M, or M / UNIT where sim.transposed
     n_units,  # N / UNIT, or N where sim.transposed
@@ -182,7 +184,7 @@ def backward(
             q = tl.load(q_ptr + offs, mask=ok, other=1.0)
             a = sim.slope(a, sim.of_square(q, number), number)
             a, p = without_near_pairs(a, is_near(q, s, t, x, y, sim), x, y, first, p, sim.K)
-            a = as_multiplied(a, sim.gradient_type, sim.gradient_precision)
+            a = gradients_as_multiplied(a, sim)
             weight += tl.sum(a, axis=1)
         p = multiply_gradients(a, load_rows(y, first, sim.K, BLOCK_C), p, sim)
 

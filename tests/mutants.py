@@ -37,7 +37,7 @@ TESTS = {
     "segment_sum": (OPS, "-k", "segment_sum and (gate or exact)"),
     "shared_conv2d_act_pool": (OPS, "-k", "(test_gate or exact) and shared_conv2d_act_pool and not float16"),
     "shared_linear": (OPS, "-k", "shared_linear"),
-    "similarity": (OPS, SPLITS, "-k", "similarity_weight and not float16 or weight-"),
+    "similarity": (OPS, SPLITS, "-k", "similarity_weight and not float16 or (weight- or sum-)"),
     "similarity_reduce": (OPS, SPLITS, "-k", "similarity_reduce and not float16 or (max- or sum- or softmax-)"),
     "tile": (OPS, "-k", "test_gate and conv2d_act_pool and not shared and not float16"),
 }

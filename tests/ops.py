@@ -11,7 +11,7 @@ from tests.guard import Guard
 from tritonshare import gate, launch
 from tritonshare.declare import differentiable, first_of
 from tritonshare.op import REGISTRY
-from tritonshare.ops.similarity_weight.reference import KINDS
+from tritonshare.ops.similarity.kinds import KINDS
 
 OPS = tuple(REGISTRY.values())
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -20,7 +20,7 @@ from tests.ops import assert_same_bits
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.functional import segment_sum
 from tritonshare.nn import FeatureMaps, SimilaritySharedLinear
-from tritonshare.ops.similarity_weight.reference import DISTANCES
+from tritonshare.ops.similarity.kinds import DISTANCES
 from tritonshare.training.data import load
 
 pytestmark = pytest.mark.reference

@@ -44,7 +44,7 @@ from tritonshare import functional, gate, plan
 from tritonshare.check import ArgumentError, ArgumentTypeError
 from tritonshare.declare import Scalar, Whole, differentiable, first_of
 from tritonshare.op import FUNCTIONS
-from tritonshare.ops.similarity_weight.reference import DISTANCES
+from tritonshare.ops.similarity.kinds import DISTANCES
 
 pytestmark = [
     pytest.mark.reference,

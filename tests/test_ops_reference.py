@@ -35,7 +35,8 @@ from tritonshare.check import LONGEST, ArgumentError, ArgumentTypeError
 from tritonshare.declare import differentiable, first_of
 from tritonshare.op import Op
 from tritonshare.ops.conv2d_act_pool import CONV2D_ACT_POOL
-from tritonshare.ops.similarity_weight.reference import DISTANCES, similarities
+from tritonshare.ops.similarity.kinds import DISTANCES
+from tritonshare.ops.similarity.reference import similarities
 from tritonshare.plan import DEVICES, using
 
 pytestmark = [pytest.mark.reference, pytest.mark.usefixtures("both_paths")]

@@ -11,9 +11,9 @@ from tests.ops import assert_same_bits, call, results
 from tritonshare import gate, launch, plan
 from tritonshare.declare import Case
 from tritonshare.ops.nearest import NEAREST
+from tritonshare.ops.similarity import rows as sizes
 from tritonshare.ops.similarity_reduce import SIMILARITY_REDUCE
 from tritonshare.ops.similarity_weight import SIMILARITY_WEIGHT
-from tritonshare.ops.similarity_weight import problem as sizes
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.sampled("op.name")]
 

@@ -18,9 +18,9 @@ from .ops.nearest import NEAREST
 from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from .ops.shared_linear import SHARED_LINEAR
+from .ops.similarity.fold import folded
 from .ops.similarity_reduce import SIMILARITY_REDUCE
 from .ops.similarity_weight import SIMILARITY_WEIGHT
-from .ops.similarity_weight.fold import folded
 from .products import widened
 
 __all__ = [

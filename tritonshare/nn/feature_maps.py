@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ..binding import LIBRARY, serializable, without_autocast
 from ..check import ArgumentError, ArgumentTypeError, integer, number
 from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
-from ..ops.similarity_weight.reference import DISSIMILARITIES, DISTANCES, KINDS
+from ..ops.similarity.kinds import DISSIMILARITIES, DISTANCES, KINDS
 from .arguments import gamma_of, keep_scalar, one_of, scalar_of
 from .recompute import Forwards, refuse_replica
 from .rows import take_rows

@@ -2,8 +2,7 @@
 
 from ... import products
 from ...op import Op
-from ..similarity_weight import numbers_of_kind
-from ..similarity_weight.reference import autocast
+from ..similarity.kinds import autocast, numbers_of_kind
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from ...declare import Case, Scalar
+from ..similarity.kinds import KINDS
+from ..similarity.pairs import LENGTH
 from ..similarity_weight.cases import apart
-from ..similarity_weight.reference import KINDS
-from .problem import LENGTH
 
 
 def case(name, tags, x, features, kind="euclidean", k=1, **options) -> Case:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ... import check
-from ..similarity_weight.contract import of_a_kind, two_matrices
+from ..similarity.contract import of_a_kind, two_matrices
 
 MAX_CHOSEN = 64
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..similarity.kinds import DISSIMILARITIES, DISTANCES
+from ..similarity.reference import square_distances
 from ..similarity_weight import SIMILARITY_WEIGHT
-from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES, square_distances
 from ..similarity_weight.reference import reference as similarities
 
 

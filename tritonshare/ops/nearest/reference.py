@@ -7,14 +7,8 @@ from math import prod
 import torch
 
 from ...products import widened
-from ..similarity_weight.reference import (
-    DISTANCES,
-    of_squares,
-    parts_of_rows,
-    similarities,
-    square_distances,
-    unit,
-)
+from ..similarity.kinds import DISTANCES
+from ..similarity.reference import of_squares, parts_of_rows, similarities, square_distances, unit
 
 CHUNK = 2**24
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...declare import Rival, Unavailable
-from ..similarity_weight.reference import DISSIMILARITIES
+from ..similarity.kinds import DISSIMILARITIES
 from ..similarity_weight.rivals import eager as similarities
 from ..similarity_weight.rivals import lazy_pairs
 

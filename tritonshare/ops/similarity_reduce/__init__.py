@@ -4,8 +4,7 @@ kernels/similarity_reduce.py, and kernels/nearest.py for the maximum."""
 from ... import products
 from ...declare import number_or_none
 from ...op import Op
-from ..similarity_weight import numbers_of_kind
-from ..similarity_weight.reference import autocast
+from ..similarity.kinds import autocast, numbers_of_kind
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from ...declare import Case, Scalar
+from ..similarity.kinds import KINDS
 from ..similarity_weight.cases import apart
-from ..similarity_weight.reference import KINDS
 from .contract import REDUCTIONS
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ... import check
 from ..nearest.contract import some_columns
-from ..similarity_weight.contract import MAX_COLUMNS, of_a_kind, two_matrices
+from ..similarity.contract import MAX_COLUMNS, of_a_kind, two_matrices
 
 REDUCTIONS = ("sum", "max", "softmax_matmul")
 

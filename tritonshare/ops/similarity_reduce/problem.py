@@ -15,9 +15,9 @@ from ...declare import Cost
 from ...heuristic import Heuristic, power_of_two, with_other_stages_and_warps
 from ...kernels.geometry import Reduction, ceil_div
 from ...plan import Plan
-from ..nearest.problem import PairsProblem
-from ..similarity_weight.problem import RowsProblem, total
-from ..similarity_weight.reference import DISSIMILARITIES
+from ..similarity.kinds import DISSIMILARITIES
+from ..similarity.pairs import PairsProblem
+from ..similarity.rows import RowsProblem, total
 
 BACKWARD = "backward"  # the kernel of the gradients of both matrices
 SOFTMAX = "forward_softmax"
@@ -53,24 +53,14 @@ class MaximumProblem(PairsProblem):
 
     def forward(self, x, y, values, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         outs = self.allocate(x, y, values, save=save)
-        self._choose(x, y, scalars, *outs)
+        self.choose_pairs(x, y, scalars, *outs)
         return outs
-
-    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
-        return _gradients(tensors, needs)
 
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         x, y, _, *scalars = tensors
         _, indices, s, t, _ = outs
-        of_scalars = self._gradients_of_scalars(grad, x, y, scalars, indices, s, t, needs[3:])
-        return [*self._gradients(grad, x, y, scalars, *outs, needs[:2]), None, *of_scalars]
-
-
-def _gradients(tensors, needs) -> list[torch.Tensor | None]:
-    return [
-        torch.empty(t.shape, dtype=t.dtype, device=t.device) if needed else None
-        for t, needed in zip(tensors, needs, strict=True)
-    ]
+        of_scalars = self.gradients_of_scalars(grad, x, y, scalars, indices, s, t, needs[3:])
+        return [*self.gradients_of_rows(grad, x, y, scalars, *outs, needs[:2]), None, *of_scalars]
 
 
 class TotalHeuristic(Heuristic):
@@ -180,36 +170,29 @@ class TotalProblem(RowsProblem):
     def sim(self) -> Reduction:
         return self.record(Reduction, D=self.d, sign=-1 if self.kind in DISSIMILARITIES else 1)
 
-    def _launcher(self, pass_: str, *, swapped: bool = False, kernel: str = "", **fields: Any) -> launch.Launcher:
-        """The launcher of a pass, or of another kernel with its sizes, but of columns. fields: of the record."""
+    def launcher(self, pass_: str, sim: Reduction) -> launch.Launcher:
         used = self.plans[pass_]
-        if kernel:
-            used = replace(used, blocks=tuple(b for b in used.blocks if b[0] != "BLOCK_C"))
-        code = getattr(self._code, kernel or used.variant or pass_)
-        sim = replace(self.sim.swapped if swapped else self.sim, **fields)
-        return launch.Launcher(code, {"sim": sim}, used, self.device, **self.facts.unspilled)
+        return self._launcher(used.variant or pass_, used, sim)
 
-    def _of_pass(self, pass_: str, partial: bool) -> launch.Launcher:
-        """partial: what it leaves are sums for another kernel, in fp32."""
-        key = pass_, partial
-        if key not in self._of_passes:
-            swapped = pass_ in ("backward_y", "backward_values")
-            self._of_passes[key] = self._launcher(pass_, swapped=swapped, partial=partial)
-        return self._of_passes[key]
+    def _launcher(self, kernel: str, plan: Plan, sim: Reduction) -> launch.Launcher:
+        code = getattr(self._code, kernel)
+        return launch.Launcher(code, {"sim": sim}, plan, self.device, **self.facts.unspilled)
 
     @cached_property
-    def _of_passes(self) -> dict[tuple[str, bool], launch.Launcher]:
-        return {}
+    def _of_rows(self) -> Plan:
+        """The plan of sums for each row of x: that of its gradient, but for its columns."""
+        used = self.plans["backward_x"]
+        return replace(used, blocks=tuple(b for b in used.blocks if b[0] != "BLOCK_C"))
 
     @cached_property
     def _deltas(self) -> launch.Launcher:
-        return self._launcher("backward_x", kernel="deltas")
+        return self._launcher("deltas", self._of_rows, self.sim)
 
     @cached_property
     def _number_sums(self) -> launch.Launcher:
         # what is summed up to the gradient of gamma cancels: there, all distances are computed from differences
         near = float("inf") if self.kind == "rbf" else self.sim.near
-        return self._launcher("backward_x", kernel="number_sums", near=near)
+        return self._launcher("number_sums", self._of_rows, replace(self.sim, near=near))
 
     @cached_property
     def _merge(self) -> launch.Launcher:
@@ -235,7 +218,7 @@ class TotalProblem(RowsProblem):
         matrices, m = x.shape[:-2].numel(), x.shape[-2]
         splits, rows = self.splits_of_y()
         partial = self._partial(splits, *out.shape) if splits > 1 else None
-        forward, to = self._of_pass("forward", splits > 1), out if partial is None else partial
+        forward, to = self.of_pass("forward", splits > 1), out if partial is None else partial
         scalars = self.scalars(scalars)
         grid, numbers = splits * self._grid("forward", matrices, m, self.d), (m, self.n, rows, self.number(scalars))
         x, y = x.contiguous(), y.contiguous()
@@ -258,13 +241,10 @@ class TotalProblem(RowsProblem):
         blocks = ceil_div(columns, sizes["BLOCK_C"]) if "BLOCK_C" in dict(sizes.blocks) else 1
         return matrices * ceil_div(rows, sizes["BLOCK_M"]) * blocks
 
-    def allocate_gradients(self, tensors, needs) -> list[torch.Tensor | None]:
-        return _gradients(tensors, needs)
-
     def backward(self, grad, tensors, outs, needs) -> list[torch.Tensor | None]:
         if grad.numel() == 0:
-            return [None if t is None else t.zero_() for t in _gradients(tensors, needs)]
-        dx, dy, dv = _gradients(tensors[:3], needs[:3])
+            return [None if t is None else t.zero_() for t in self.allocate_gradients(tensors, needs)]
+        dx, dy, dv = self.allocate_gradients(tensors[:3], needs[:3])
         x, y, values = (None if t is None else t.contiguous() for t in tensors[:3])
         scalars = self.scalars(tensors[3:])
         grad = grad.contiguous()
@@ -275,23 +255,23 @@ class TotalProblem(RowsProblem):
             delta = self._delta(x, y, s, t, grad, values, high, unit, scalars)
         softmax = (grad, values, high, unit, delta)
         if dx is not None:
-            self._gradient("backward_x", dx, x, y, s, t, scalars, *softmax)
+            self.gradient("backward_x", dx, x, y, s, t, scalars, *softmax)
         if dy is not None:
-            self._gradient("backward_y", dy, y, x, t, s, scalars, *softmax)
+            self.gradient("backward_y", dy, y, x, t, s, scalars, *softmax)
         if dv is not None:
             matrices, m = x.shape[:-2].numel(), x.shape[-2]
             splits, rows = self.splits_of_x(matrices, m, self.d)
             partial = self._partial(splits, *dv.shape) if splits > 1 else None
             grid = splits * self._grid("backward_values", matrices, self.n, self.d)
             numbers = (self.n, m, rows, self.number(scalars), scalars[2])
-            launcher, to = self._of_pass("backward_values", splits > 1), dv if partial is None else partial
+            launcher, to = self.of_pass("backward_values", splits > 1), dv if partial is None else partial
             launcher(grid, y, x, t, s, grad, high, unit, to, *numbers)
             if partial is not None:
                 self._add(partial, dv, self.d)
         return [dx, dy, dv, *self._gradients_of_scalars(x, y, s, t, scalars, softmax, needs[3:])]
 
     def _gradients_of_scalars(self, x, y, s, t, scalars, softmax, needs) -> list[torch.Tensor | None]:
-        """Of the scalars, as they are given to kernels; `softmax` is what `_gradient` takes."""
+        """Of the scalars, as they are given to kernels; `softmax` is what `gradient` takes."""
         if not any(needs):
             return [None] * len(needs)
         splits, rows = self.splits_of_y()
@@ -319,21 +299,6 @@ class TotalProblem(RowsProblem):
         delta = torch.empty_like(sums[0])
         self._add(sums, delta, 2)
         return delta
-
-    def _gradient(self, name: str, dx, x, y, s, t, scalars, *softmax: torch.Tensor | None) -> None:
-        """The gradient of x, which may be either matrix."""
-        swapped = name == "backward_y"
-        sim = self.sim.swapped if swapped else self.sim
-        matrices, m, n = x.shape[:-2].numel(), x.shape[-2], y.shape[-2]
-        splits, rows = self.splits_of_x(matrices, n, self.k) if swapped else self.splits_of_y()
-        partial = None
-        if splits > 1 or (sim.through_x is not None and self.k > self.plans[name]["BLOCK_C"]):
-            partial = self._partial(splits, *dx.shape)
-        launcher, to = self._of_pass(name, partial is not None), dx if partial is None else partial
-        grid = splits * self._grid(name, matrices, m, self.k)
-        launcher(grid, x, y, s, t, *softmax, to, m, n, rows, self.number(scalars), scalars[2])
-        if partial is not None:
-            self._finish(partial, dx, x, s, scalars, sim)
 
     def saved_bytes(self, batch: int) -> int:
         matrices, rows = self._matrices(batch)

@@ -8,14 +8,8 @@ import torch
 
 from ...products import widened
 from ..nearest.reference import CHUNK, of_pairs, taken
-from ..similarity_weight.reference import (
-    DISSIMILARITIES,
-    DISTANCES,
-    again,
-    parts_of_rows,
-    similarities,
-    square_distances,
-)
+from ..similarity.kinds import DISSIMILARITIES, DISTANCES
+from ..similarity.reference import again, parts_of_rows, similarities, square_distances
 
 
 def reference(x, y, values, reduce, kind, gamma, eps, temperature):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ...declare import Rival, Unavailable
-from ..similarity_weight.reference import DISSIMILARITIES, DISTANCES
+from ..similarity.kinds import DISSIMILARITIES, DISTANCES
 from ..similarity_weight.rivals import eager as similarities
 from ..similarity_weight.rivals import lazy_pairs
 

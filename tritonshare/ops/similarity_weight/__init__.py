@@ -1,22 +1,18 @@
 """similarity_weight: similarities of all rows of x to all rows of y. Device code: kernels/similarity.py."""
 
 from ... import products
-from ...declare import number_or_none
 from ...op import Op
+from ..similarity.kinds import autocast, numbers_of_kind
 from .cases import CASES, draw
 from .contract import CONTRACT
 from .laws import LAWS
 from .problem import SimilarityProblem
-from .reference import autocast, reference
+from .reference import reference
 from .rivals import RIVALS
 
 
 def canonical(tensors, kind, gamma, eps):
     return (kind, *numbers_of_kind(tensors[-2:], kind, gamma, eps))
-
-
-def numbers_of_kind(tensors, kind, gamma, eps):
-    return number_or_none(tensors[0], gamma), number_or_none(tensors[1], eps, kind == "cosine")
 
 
 SIMILARITY_WEIGHT = Op(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from ...declare import Case, Scalar
-from .reference import KINDS
+from ..similarity.kinds import KINDS
 
 
 def case(name, tags, x, y, kind="projection", **options) -> Case:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .reference import DISTANCES
+from ..similarity.kinds import DISTANCES
 
 
 def rows_permute(run, tensors, options):

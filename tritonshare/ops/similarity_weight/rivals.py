@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ...declare import Rival, Unavailable
-from .reference import DISTANCES, reference
+from ..similarity.kinds import DISTANCES
+from .reference import reference
 
 
 def only(kinds, options):
