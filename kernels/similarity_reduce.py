@@ -245,14 +245,16 @@ def slopes(w, g_ptr, v_ptr, x, y, softmax, sim: tl.constexpr, BLOCK_RED: tl.cons
     softmax are of the rows of y."""
     if sim.transposed:
         x_rows, x_ok = y.index[None, :], y.ok[None, :]
-        a, b = same_rows(x, v_ptr), same_rows(y, g_ptr)
     else:
         x_rows, x_ok = x.index[:, None], x.ok[:, None]
-        a, b = same_rows(x, g_ptr), same_rows(y, v_ptr)
-    if sim.softmax:
-        g = slopes_of_softmax(w, products(a, b, sim.D, sim, BLOCK_RED), x_rows, x_ok, softmax)
-    else:
+    if not sim.softmax:
         g = tl.load(g_ptr + x_rows, mask=x_ok, other=0.0).to(tl.float32)
+    else:
+        if sim.transposed:
+            e = products(same_rows(x, v_ptr), same_rows(y, g_ptr), sim.D, sim, BLOCK_RED)
+        else:
+            e = products(same_rows(x, g_ptr), same_rows(y, v_ptr), sim.D, sim, BLOCK_RED)
+        g = slopes_of_softmax(w, e, x_rows, x_ok, softmax)
     return tl.where(x.ok[:, None] & y.ok[None, :], g, 0.0)
 
 
