@@ -1,7 +1,7 @@
-"""Safetensors files with a checksum and a format number, for a whole training run and for models; nothing is unpickled.
+"""Safetensors files with a checksum and a format number, for training runs and for models. Nothing is unpickled.
 
 A run's file keeps the model's tensors as `model.<key>`, the optimizer's as `optimizer.<parameter index>.<state name>`,
-and everything else as JSON under one metadata key. A reader sees the previous file or the new one, never half of each.
+and everything else as JSON under one metadata key. A reader sees the whole old file or the whole new one.
 """
 
 import copy
@@ -35,14 +35,14 @@ RUN = Form("checkpoint of tritonshare train", "tritonshare.train", 1, "config")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or belongs to a run with other options: one line."""
+    """A checkpoint is missing, damaged, or belongs to a run with other options. The message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(sentence(message))
 
 
 def tensors_to_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> bytes:
-    """A safetensors file of `tensors` and JSON-able `metadata`: equal inputs give equal bytes, whatever the device.
+    """A safetensors file with `tensors` and JSON-able `metadata`. Equal inputs give equal bytes, whatever the device.
 
     Raises: ValueError for a name or dtype that a file cannot hold, and for a header larger than what is read again.
     """
@@ -50,7 +50,7 @@ def tensors_to_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any])
     for key, tensor in tensors.items():
         if key == "__metadata__" or not _is_unicode(key):
             raise ValueError(f"a file cannot hold a tensor of the name {key!r:.80}")
-        # safetensors refuses channels_last tensors, hence contiguous(), and any that have memory in common
+        # safetensors refuses channels_last tensors, hence contiguous(), and tensors that share memory
         own = tensor.detach().cpu().contiguous()
         plain[key] = own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
     owners: dict[int, str] = {}
@@ -74,7 +74,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def content(tensors: dict[str, torch.Tensor], metadata: dict[str, Any], form: Form = RUN) -> bytes:
-    """A file of `form` that `read` reads: tensors, metadata (JSON-able), format number and checksum."""
+    """A file in the format `form`, for `read`: tensors, metadata (JSON-able), format number and checksum."""
     metadata = metadata | {"format": form.name, "version": form.version}
     return tensors_to_bytes(tensors, metadata | {"sha256": _digest(tensors, metadata)})
 
@@ -90,7 +90,7 @@ def _named(states: dict[int, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
 
 
 def memory() -> int:
-    """Bytes of this machine's memory: what does not fit there is not read."""
+    """Bytes of this machine's memory. Files that do not fit into it are not read."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -98,12 +98,12 @@ def memory() -> int:
 
 
 class Opened:
-    """A safetensors file whose header was read and is right; its tensors are read when they are asked for.
+    """A safetensors file whose header was read and is right. Tensors are read when they are asked for.
 
-    It is read here, and not by safetensors, because that takes a path (which may not be Unicode, or another file by
-    now) and maps the file (a process dies if it gets shorter).
+    This library reads it itself, because safetensors takes a path (which may not be Unicode, or lead to another file by
+    now) and maps the file (the process dies if the file gets shorter).
 
-    metadata: what this library says of the file; {} where it says nothing.
+    metadata: what this library wrote about the file; {} if another program wrote the file.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -136,17 +136,17 @@ class Opened:
 
 
 class Entry(NamedTuple):
-    """A tensor of a file, and where its bytes are."""
+    """A tensor in a file, and where its bytes are."""
 
     name: str
     dtype: torch.dtype
-    shape: list[int]  # of torch's tensor, which has pairs of four-bit numbers as its elements
+    shape: list[int]  # torch's; an element of it may be a pair of four-bit numbers
     begin: int
     end: int
 
 
 def _entry(name: str, entry: Any) -> Entry:
-    """What a header says of a tensor, once it is known to be right. Raises FileError."""
+    """Check what a header says about a tensor. Raises FileError."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise FileError(NOT_WHOLE)
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -182,8 +182,8 @@ def opened(path: Path, most: int | None = None) -> Iterator[Opened]:
 
 
 def read(path: Path, form: Form = RUN, most: int | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of the file of `form` at `path`, as `opened` opens it. Raises CheckpointError if it is
-    missing, damaged, or none of this library's.
+    """Tensors and metadata of the file at `path`, opened as by `opened`. Raises CheckpointError if it is missing,
+    damaged, or not of the format `form`.
     """
     try:
         with opened(path, most) as file:
@@ -223,10 +223,10 @@ def restore(
 ) -> None:
     """Copy `tensors`, read from `path`, into `model` and `optimizer`, on each parameter's device and in its layout.
 
-    steps: the most that may have been taken. unstepped: whether it may have been none.
+    steps: how many steps may have been taken at most. unstepped: whether it may have been none.
 
     Raises:
-        CheckpointError: the tensors do not fit the model, or are none that training leaves. Nothing is changed then.
+        CheckpointError: the tensors do not fit the model, or training cannot have left them. Nothing is changed then.
     """
     weights = model.state_dict()
     states = _named(_states_of(model, optimizer))
@@ -250,7 +250,7 @@ def restore(
 
 
 def _states_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
-    """The states that the optimizer keeps, by parameter index: those of a copy that has taken a step."""
+    """The states that the optimizer keeps, by parameter index, taken from a copy that has made a step."""
     _, trial = copy.deepcopy((model, optimizer))
     for group in trial.param_groups:
         for parameter in group["params"]:
@@ -260,7 +260,7 @@ def _states_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _check(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """Raise FileError unless tensors are of the same names, shapes and dtypes as those that are wanted."""
+    """Raise FileError unless tensors have the names, shapes and dtypes of those that are wanted."""
     for keys, what in ((wanted.keys() - tensors.keys(), "no"), (tensors.keys() - wanted.keys(), "an unknown")):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
@@ -273,7 +273,7 @@ def _check(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
 
 
 def _check_values(key: str, tensor: torch.Tensor, steps: int | None) -> None:
-    """Raise FileError for values that no step leaves behind."""
+    """Raise FileError for values that no step can leave behind."""
     name, weights = key.rsplit(".", 1)[-1], key.startswith("model.")
     if name == "step":
         count = tensor.item()

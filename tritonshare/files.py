@@ -1,7 +1,8 @@
-"""The one place that opens files: read with suspicion, replaced whole, locked; and sentences about them.
+"""The one place that opens files: reads them with suspicion, replaces them whole, locks them, and words errors.
 
-A reader says how large its file may be, and gets bytes of a regular file that is no larger, or a FileError: nothing is
-waited for and nothing larger is read. A writer puts all of its files beside their places before the first one moves.
+A reader says how large its file may be. It gets the bytes of a regular file that is no larger, or a FileError: it never
+waits (for a pipe, say) and never reads more. A writer first writes all of its files beside their places, then moves
+them.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ try:
 except ImportError:  # Windows: no locks there
     fcntl = None
 
-LONGEST = 600  # characters of a sentence
-DEEPEST = 32  # objects and lists within each other
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems that have none
+LONGEST = 600  # the longest sentence, in characters
+DEEPEST = 32  # how deeply objects and lists may be nested
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # errors of file systems without locks
 
 
 class FileError(ValueError):
-    """A file is not what it should be: the rest of a sentence that begins with its name."""
+    """A file is not what it should be. The message is the rest of a sentence that begins with the file's name."""
 
 
 class Busy(ValueError):
-    """Another process has the lock: one sentence."""
+    """Another process has the lock. The message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A format of files. Those with a larger number than `version` are not read.
+    """A format of files. Files with a larger number than `version` are refused.
 
-    unmarked: what metadata from before there was a number have.
+    unmarked: the keys of metadata that were written before formats had a number.
     """
 
     kind: str
@@ -63,17 +64,17 @@ def sentence(text: str, most: int = LONGEST) -> str:
 def opened(path: Path, most: int, *, private: bool = False) -> Iterator[tuple[BinaryIO, int]]:
     """The regular file at `path`, open for reading, and its size, which is at most `most` bytes.
 
-    private: it must be the current user's own, no link, and nobody else's to write.
+    private: the file must belong to the current user, be no link, and be writable by nobody else.
 
-    Raises: FileNotFoundError; FileError for all else that is wrong with it.
+    Raises: FileNotFoundError; FileError for everything else.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe must not be waited for
     try:
         if private:
             if path.is_symlink():
                 raise FileError("is a symbolic link")
-            flags |= getattr(os, "O_NOFOLLOW", 0)  # nor may it have become a link since
-        _check_regular(os.stat(path))  # before it is opened: a device may act on that
+            flags |= getattr(os, "O_NOFOLLOW", 0)  # it may have become a link since
+        _check_regular(os.stat(path))  # before it is opened: opening a device may have effects
         with open(os.open(path, flags), "rb") as file:
             facts = os.fstat(file.fileno())
             _check_regular(facts)
@@ -97,7 +98,7 @@ def _check_regular(facts: os.stat_result) -> None:
 
 
 def read(path: Path, most: int, *, private: bool = False) -> bytes:
-    """All of a file, as `opened` opens it."""
+    """The bytes of a file, opened as by `opened`."""
     with opened(path, most, private=private) as (file, size):
         content = file.read(size + 1)
     if len(content) > size:
@@ -106,7 +107,7 @@ def read(path: Path, most: int, *, private: bool = False) -> bytes:
 
 
 def read_json(path: Path, most: int, *, private: bool = False) -> Any:
-    """The JSON value in a file, as `opened` opens it."""
+    """The JSON value in a file, opened as by `opened`."""
     return parse(read(path, most, private=private))
 
 
@@ -143,12 +144,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def replace(contents: Mapping[Path, bytes], *, mode: int | None = None, follow: bool = True) -> None:
-    """Put each content at its path: whatever fails, or whoever looks, a path has the old file or the new one, whole.
+    """Put each content at its path. Whatever fails, and whoever reads meanwhile, a path has the whole old or new file.
 
     All contents reach the disk before the first file is replaced: a full disk leaves every path as it was. Permissions
     of a file that is replaced are kept, and a path that is a link stays one: the file that it leads to is replaced.
 
-    mode: permissions, whatever they were. follow: False: a link is replaced itself.
+    mode: the permissions to set, whatever they were. follow: if False, a link is replaced, not the file it leads to.
 
     Raises: OSError, which names the path.
     """
@@ -163,7 +164,7 @@ def replace(contents: Mapping[Path, bytes], *, mode: int | None = None, follow: 
 
 @contextmanager
 def naming(what: object) -> Iterator[None]:
-    """An OSError within the block names this, not what was written in its stead or nothing at all."""
+    """An OSError within the block gets this name, in place of a temporary file's or of none."""
     try:
         yield
     except OSError as error:
@@ -172,9 +173,10 @@ def naming(what: object) -> Iterator[None]:
 
 @contextmanager
 def _staged(path: Path, content: bytes, mode: int | None, follow: bool) -> Iterator[tuple[Path, str, Path]]:
-    """`content` in a temporary file beside the target that `path` stands for: the path, that file, the target.
+    """Write `content` to a temporary file beside the target that `path` stands for. Yields path, temporary file,
+    target.
 
-    The temporary file has a name of its own, and is locked: `_sweep` takes away those whose writer was killed.
+    The temporary file has a unique name, and is locked: `_sweep` removes those whose writer was killed.
     """
     with naming(path):
         target, facts = _target(path, follow)
@@ -185,7 +187,7 @@ def _staged(path: Path, content: bytes, mode: int | None, follow: bool) -> Itera
             with naming(path):
                 if mode is None and facts is not None:
                     mode = stat.S_IMODE(facts.st_mode)
-                    with suppress(OSError, AttributeError):  # only root can give a file away
+                    with suppress(OSError, AttributeError):  # only root can change the owner of a file
                         os.fchown(file.fileno(), facts.st_uid, facts.st_gid)
                 if mode is not None:
                     os.chmod(temporary, mode)
@@ -201,7 +203,7 @@ def _staged(path: Path, content: bytes, mode: int | None, follow: bool) -> Itera
 
 
 def _target(path: Path, follow: bool) -> tuple[Path, os.stat_result | None]:
-    """The file to replace, and its facts if it is there. Raises OSError where there is something else."""
+    """The file to replace, and its stat result if it exists. Raises OSError if something else is there."""
     target = Path(os.path.realpath(path)) if follow else Path(path)
     try:
         facts = os.lstat(target)
@@ -223,22 +225,22 @@ def _stem(target: Path) -> str:
 
 
 def _temporary(target: Path) -> tuple[str, BinaryIO]:
-    """A new file beside `target`, locked and open for writing; no link or pipe of its name is followed."""
+    """A new file beside `target`, locked and open for writing. A link or pipe of that name is not followed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     while True:
         name = str(target.with_name(f"{_stem(target)}{secrets.token_hex(6)}.tmp"))
         file = open(os.open(name, flags, 0o666), "wb")  # noqa: SIM115  (the caller closes it)
         _lock(file.fileno(), wait=True)
-        if os.fstat(file.fileno()).st_nlink:  # not swept up before it was locked
+        if os.fstat(file.fileno()).st_nlink:  # not swept away before it was locked
             return name, file
         file.close()
 
 
 def _sweep(target: Path) -> None:
-    """Take away temporary files for `target` that no process holds any more."""
+    """Remove temporary files for `target` that no process has locked any more."""
     ours = re.compile(re.escape(_stem(target)) + r"[0-9a-f]{12}\.tmp")
     names = []
-    with suppress(PermissionError):  # a folder may be for writing only
+    with suppress(PermissionError):  # a folder may be writable but not readable
         names = os.listdir(target.parent) if fcntl else []
     for name in names:
         if ours.fullmatch(name):
@@ -265,9 +267,9 @@ def _lock(handle: int, wait: bool) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """The new names, too, reach the disk."""
+    """Make the new names reach the disk, too."""
     if os.name == "posix":  # Windows cannot open a folder
-        with suppress(OSError):  # there are file systems that cannot do it
+        with suppress(OSError):  # some file systems cannot do it
             handle = os.open(folder, os.O_RDONLY)
             try:
                 os.fsync(handle)
@@ -280,14 +282,14 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """Within the block this process alone has the lock that is the file `path`, which is gone afterwards.
+    """Within the block this process alone holds a lock, the file `path`, which is removed afterwards.
 
-    The lock ends with the process, however that ends: a file that is left behind locks nothing. It also shows that
-    files can be made in its folder. File systems without locks give none.
+    The lock ends with the process, however it ends: a file that is left behind locks nothing. Making it also shows that
+    files can be made in the folder. On file systems without locks nothing is locked.
 
-    what: what is locked, for the message. wait: for another process to let go.
+    what: what the lock protects, for the message. wait: whether to wait for another process to release it.
 
-    Raises: Busy; OSError where the file cannot be made, which names the folder.
+    Raises: Busy; OSError, which names the folder, if the file cannot be made.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
@@ -305,7 +307,7 @@ def held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the one who had it has removed it: take a new one
+        os.close(handle)  # its former holder has removed it: take a new one
     try:
         yield
     finally:
@@ -320,7 +322,7 @@ def lock_of(path: Path) -> Path:
 
 
 def _same(handle: int, path: Path) -> bool:
-    """Whether the open file is the one that `path` names."""
+    """Whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:

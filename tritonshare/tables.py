@@ -1,8 +1,9 @@
-"""Files of measured plans: read with suspicion, merged, written whole.
+"""Files of measured plans: reads them with suspicion, merges them, writes them whole.
 
-A file holds plain data for one arch of device: the plan that was fastest for a problem, what was measured, where and
-with what; and verdicts on whether this library was faster than torch. Every field of a row must be there, of its type
-and in its range; one that is not makes the file unreadable, and the reader says why in one sentence.
+A file holds plain data for one device architecture: rows with the plan that was fastest for a problem, its times, and
+where and with what they were measured; and verdicts on whether this library was faster than torch. Every field of a row
+must be present, of its type and in its range. If one is not, the whole file is refused, with one sentence that says
+why.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from .records import Kind, choice, read_record, text, whole
 
 FORMAT = 1
 MAX_BYTES = 4 * 2**20
-MAX_US = 1e9  # a measured time
+MAX_US = 1e9  # the longest measured time
 
-TableError = files.FileError  # a file that is not a table of plans
+TableError = files.FileError  # the file is not a table of plans
 
 
 def _is_time(value: Any) -> bool:
@@ -100,7 +101,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """The plan to take for a pass of a problem: the default plan where nothing was measured to be faster.
+    """The plan to take for a pass of a problem. It is the default plan if nothing was measured to be faster.
 
     us, default_us: of this plan, and of the default plan. runner_up: the next best. candidates: how many were timed.
     """
@@ -117,14 +118,14 @@ class PlanRow:
 
     @property
     def of(self) -> tuple[str, str, str]:
-        """What it is the plan of."""
+        """Which pass of which problem the plan is for."""
         return (self.op, self.pass_, self.problem)
 
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """How long the whole op takes, by this library and by the best of torch: "inference" is the output alone,
-    "training" the output and the gradients that were wanted where it was measured."""
+    """How long the whole op takes, in this library and in the fastest way of torch. "inference" is the output alone,
+    "training" the output and the gradients that were wanted when it was measured."""
 
     op: Annotated[str, NAME]
     pass_: Annotated[str, MODE]
@@ -150,14 +151,14 @@ def minor(version: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one arch, by what they are of and the Triton that they were measured with."""
+    """The rows for one arch, by op, pass, problem and the version of Triton that they were measured with."""
 
     arch: str
     plans: Mapping[tuple[Any, ...], PlanRow] = field(default_factory=dict)
     verdicts: Mapping[tuple[Any, ...], VerdictRow] = field(default_factory=dict)
 
     def with_rows(self, rows: Iterable[Row]) -> Table:
-        """This table with new rows, which replace those of the same key."""
+        """This table with new rows, which replace rows with the same key."""
         lists: dict[type, dict] = {PlanRow: dict(self.plans), VerdictRow: dict(self.verdicts)}
         for row in rows:
             lists[type(row)][(*row.of, minor(row.provenance.triton))] = row
@@ -165,7 +166,7 @@ class Table:
 
 
 def parse(content: str | bytes, arch: str) -> Table:
-    """The table in a file's content, which must be of this arch."""
+    """The table in a file's content, which must be for this arch."""
     data = files.parse(content)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise TableError(f"is not a table of plans of format {FORMAT}")
@@ -187,9 +188,9 @@ def parse(content: str | bytes, arch: str) -> Table:
 
 
 def read(path: Path, arch: str, *, private: bool = False) -> Table:
-    """The table in a file; TableError where it is none, FileNotFoundError where there is no file.
+    """Read the table in a file. Raises TableError, or FileNotFoundError if there is no file.
 
-    private: the file must be the current user's own, no link, and nobody else's to write.
+    private: the file must belong to the current user, be no link, and be writable by nobody else.
     """
     return parse(files.read(path, MAX_BYTES, private=private), arch)
 
@@ -199,7 +200,7 @@ def _data(row: Row) -> dict[str, Any]:
 
 
 def document(table: Table, *, dry: bool = False) -> str:
-    """A table as a file, a row a line in a fixed order, so that two versions compare."""
+    """The text of a table's file, with a line per row in a fixed order, so that versions can be compared."""
     head = {"format": FORMAT, **({"dry": True} if dry else {}), "arch": table.arch}
     parts = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]
     for name in LISTS:
@@ -210,9 +211,9 @@ def document(table: Table, *, dry: bool = False) -> str:
 
 
 def write(path: Path, table: Table, *, dry: bool = False, follow: bool = True) -> None:
-    """Replace the file by this table; at any time there is the old one or the new one, whole.
+    """Replace the file by this table. At any time the whole old or the whole new file is there.
 
-    follow: False: a link is replaced itself, not the file that it leads to.
+    follow: if False, a link is replaced, not the file that it leads to.
     """
     content = document(table, dry=dry)
     if not dry:
@@ -236,10 +237,10 @@ def user_file(arch: str) -> Path | None:
 
 
 class Keeper:
-    """A table file that grows: it is whole, and has all rows so far, after every `add`, those of other processes too.
+    """Adds rows to a table file. After every `add` the file is whole and has all rows so far, also other processes'.
 
-    private: the user's own, where a file that cannot be read is replaced. Otherwise that is a TableError. A dry file
-    must be new.
+    private: the file is the user's; one that cannot be read is replaced. Else a TableError is raised for it. The file
+    of a dry run must be new.
     """
 
     def __init__(self, path: Path, arch: str, *, private: bool = False, dry: bool = False) -> None:
@@ -251,13 +252,13 @@ class Keeper:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Within the block no other process reads and replaces the file."""
+        """Within the block no other process replaces the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with files.held(files.lock_of(self.path), str(self.path), wait=True):
             yield
 
     def _found(self) -> Table | None:
-        """What the file holds now, if it is there and can be read."""
+        """The table in the file now, if it exists and can be read."""
         try:
             return read(self.path, self.arch, private=self.private)
         except FileNotFoundError:
