@@ -143,11 +143,10 @@ class Time:
 def test_what_a_step_spares_is_for_the_next_ones(tmp_path):
     time = Time({"tests": 400, "layers": 10})
     assert time.day("--steps", "tests,layers,compiled", "--minutes", 10, "--out", tmp_path) == 0
-    assert [(step, round(seconds)) for step, seconds, _ in time.commands] == [
-        ("tests", round(600 * 45 / 71)),
-        ("layers", round((600 - 600 * 45 / 71) * 16 / 26)),
-        ("compiled", round(600 - 600 * 45 / 71 - 10)),
-    ]
+    tests, layers, compiled = (gpu_day.STEPS[name] for name in ("tests", "layers", "compiled"))
+    first = 600 * tests / (tests + layers + compiled)
+    expected = {"tests": first, "layers": (600 - first) * layers / (layers + compiled), "compiled": 600 - first - 10}
+    assert {step: seconds for step, seconds, _ in time.commands} == pytest.approx(expected)
     assert outcome_of_steps(tmp_path) == {"tests": "out of time", "layers": "ok", "compiled": "ok"}
     (given,) = (part for part in time.commands[-1][2] if part.startswith("--minutes="))
     assert float(given[10:]) == pytest.approx((time.commands[-1][1] - gpu_day.GRACE) / 60, abs=0.01)
