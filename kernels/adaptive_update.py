@@ -42,13 +42,20 @@ GROUP = tl.constexpr(12)  # row of the table of hyper-parameters
 STREAM = tl.constexpr(13)  # of the tensor's random numbers
 FIELDS = tl.constexpr(14)
 
-# A row of the table of hyper-parameters, fp64. From RULE on, each rule's own.
+# A row of the table of hyper-parameters, fp64: those of all rules, by the names of tritonshare/optim/rules.py.
 LR = tl.constexpr(0)
 SIGN = tl.constexpr(1)  # -1 to maximize
-DECAY = tl.constexpr(2)
+WEIGHT_DECAY = tl.constexpr(2)
 DECOUPLED = tl.constexpr(3)  # 1 or 0
-RULE = tl.constexpr(4)
-HYPERS = tl.constexpr(10)
+MOMENTUM = tl.constexpr(4)
+DAMPENING = tl.constexpr(5)
+NESTEROV = tl.constexpr(6)  # 1 or 0
+BETA1 = tl.constexpr(7)
+BETA2 = tl.constexpr(8)
+EPS = tl.constexpr(9)
+LOG_BETA1 = tl.constexpr(10)
+LOG_BETA2 = tl.constexpr(11)
+HYPERS = tl.constexpr(12)
 
 # A row of the table of pieces, int64: what a program of `cosine_pieces` sums.
 PIECE_TENSOR = tl.constexpr(0)
@@ -68,16 +75,69 @@ LONG_FIELDS = tl.constexpr(4)
 QUANT = tl.constexpr(geometry.STATE_BLOCK)
 
 
+# What a program reads once and hands to its blocks. They are made by keyword: Triton's key of a compiled kernel has
+# the text of the call, and not the order of the fields.
+
+
+class Tensor(NamedTuple):
+    """A tensor that is stepped."""
+
+    weight_ptr: Any
+    grad_ptr: Any
+    state_ptrs: Any  # a tuple, as the next one
+    scales_ptrs: Any  # of 8-bit states
+    similarity_ptr: Any
+    columns: Any  # elements of a row
+
+
+class Rounding(NamedTuple):
+    """What the random numbers of stochastic rounding are made of."""
+
+    seed: Any
+    steps: Any
+    stream: Any
+
+
+class StepScalars(NamedTuple):
+    """A step of all elements of a tensor: fp32 numbers."""
+
+    grad_scale: Any  # what stored gradients are divided by, or None
+    grad_factor: Any  # what they are multiplied by then
+    weight_decay: Any  # of weights, added to gradients
+    weight_factor: Any  # what weights are multiplied by
+    rule: Any  # the rule's own, with a `step_size`
+    rounding: Any  # Rounding, or None for the nearest
+
+
+class SgdScalars(NamedTuple):
+    step_size: Any
+
+
+class MomentumScalars(NamedTuple):
+    step_size: Any
+    momentum: Any
+    grad_weight: Any  # 1 - dampening
+    nesterov: Any
+    is_first: Any
+
+
+class AdamScalars(NamedTuple):
+    step_size: Any  # lr / (1 - beta1^t)
+    one_minus_beta1: Any
+    beta2: Any
+    one_minus_beta2: Any
+    inverse_root: Any  # 1 / sqrt(1 - beta2^t)
+    eps: Any
+
+
 class Rule(NamedTuple):
-    """scalars: (row of hyper-parameters, steps before this one) -> the rate and whatever else `step` takes, fp32
-    numbers computed once a program. step: (w, g, states, rate, scalars) -> (w, states), on fp32 tiles; `rate` is scaled
-    by the similarity. signed: of every state, whether it has a sign; the first one is the momentum. hypers: names, in
-    their order behind RULE."""
+    """scalars: (row of hyper-parameters, steps before this one) -> the rule's scalars, computed once a program.
+    step: (w, g, states, step_size, scalars) -> (w, states), on fp32 tiles; `step_size` is scaled by the similarity.
+    signed: of every state, whether it has a sign; the first one is the momentum."""
 
     scalars: Any
     step: Any
     signed: tuple[bool, ...]
-    hypers: tuple[str, ...]
 
 
 @triton.jit
@@ -87,27 +147,30 @@ def single(x):
 
 @triton.jit
 def sgd_scalars(hyper_ptr, steps):
-    return (single(tl.load(hyper_ptr + LR)),)
+    return SgdScalars(step_size=single(tl.load(hyper_ptr + LR)))
 
 
 @triton.jit
-def sgd(w, g, states, rate, scalars):
-    return w - rate * g, states
+def sgd(w, g, states, step_size, scalars):
+    return w - step_size * g, states
 
 
 @triton.jit
 def momentum_scalars(hyper_ptr, steps):
-    own = hyper_ptr + RULE
-    rate = single(tl.load(hyper_ptr + LR))
-    return rate, single(tl.load(own)), single(1.0 - tl.load(own + 1)), single(tl.load(own + 2)), steps == 0.0
+    return MomentumScalars(
+        step_size=single(tl.load(hyper_ptr + LR)),
+        momentum=single(tl.load(hyper_ptr + MOMENTUM)),
+        grad_weight=single(1.0 - tl.load(hyper_ptr + DAMPENING)),
+        nesterov=single(tl.load(hyper_ptr + NESTEROV)),
+        is_first=steps == 0.0,
+    )
 
 
 @triton.jit
-def momentum(w, g, states, rate, scalars):
-    factor = scalars[1]
-    b = tl.where(scalars[4], g, factor * states[0] + scalars[2] * g)
-    direction = tl.where(scalars[3] != 0.0, g + factor * b, b)
-    return w - rate * direction, (b,)
+def momentum(w, g, states, step_size, scalars):
+    b = tl.where(scalars.is_first, g, scalars.momentum * states[0] + scalars.grad_weight * g)
+    direction = tl.where(scalars.nesterov != 0.0, g + scalars.momentum * b, b)
+    return w - step_size * direction, (b,)
 
 
 @triton.jit
@@ -118,36 +181,45 @@ def bias_correction(log_beta, steps):
 
 @triton.jit
 def adam_scalars(hyper_ptr, steps):
-    own = hyper_ptr + RULE
-    beta1, beta2 = tl.load(own), tl.load(own + 1)
-    rate = tl.load(hyper_ptr + LR) / bias_correction(tl.load(own + 3), steps)
-    root = 1.0 / tl.sqrt(bias_correction(tl.load(own + 4), steps))
-    return single(rate), single(1.0 - beta1), single(beta2), single(1.0 - beta2), single(tl.load(own + 2)), single(root)
+    beta1, beta2 = tl.load(hyper_ptr + BETA1), tl.load(hyper_ptr + BETA2)
+    return AdamScalars(
+        step_size=single(tl.load(hyper_ptr + LR) / bias_correction(tl.load(hyper_ptr + LOG_BETA1), steps)),
+        one_minus_beta1=single(1.0 - beta1),
+        beta2=single(beta2),
+        one_minus_beta2=single(1.0 - beta2),
+        inverse_root=single(1.0 / tl.sqrt(bias_correction(tl.load(hyper_ptr + LOG_BETA2), steps))),
+        eps=single(tl.load(hyper_ptr + EPS)),
+    )
 
 
 @triton.jit
-def adam(w, g, states, rate, scalars):
-    m = states[0] + scalars[1] * (g - states[0])
-    v = scalars[2] * states[1] + scalars[3] * (g * g)
-    size = tl.sqrt_rn(v) * scalars[5] + scalars[4]
-    return w - rate * tl.div_rn(m, size), (m, v)
+def moments(g, states, scalars):
+    """Adam's averages of g and of its square."""
+    m = states[0] + scalars.one_minus_beta1 * (g - states[0])
+    v = scalars.beta2 * states[1] + scalars.one_minus_beta2 * (g * g)
+    return m, v
 
 
 @triton.jit
-def amsgrad(w, g, states, rate, scalars):
-    m = states[0] + scalars[1] * (g - states[0])
-    v = scalars[2] * states[1] + scalars[3] * (g * g)
+def adam(w, g, states, step_size, scalars):
+    m, v = moments(g, states, scalars)
+    size = tl.sqrt_rn(v) * scalars.inverse_root + scalars.eps
+    return w - step_size * tl.div_rn(m, size), (m, v)
+
+
+@triton.jit
+def amsgrad(w, g, states, step_size, scalars):
+    m, v = moments(g, states, scalars)
     largest = tl.where((v > states[2]) | (v != v), v, states[2])  # torch.maximum: a NaN of either wins
-    size = tl.sqrt_rn(largest) * scalars[5] + scalars[4]
-    return w - rate * tl.div_rn(m, size), (m, v, largest)
+    size = tl.sqrt_rn(largest) * scalars.inverse_root + scalars.eps
+    return w - step_size * tl.div_rn(m, size), (m, v, largest)
 
 
-ADAM = ("beta1", "beta2", "eps", "log_beta1", "log_beta2")
 RULES = {
-    "sgd": Rule(sgd_scalars, sgd, (), ()),
-    "momentum": Rule(momentum_scalars, momentum, (True,), ("momentum", "dampening", "nesterov")),
-    "adam": Rule(adam_scalars, adam, (True, False), ADAM),
-    "amsgrad": Rule(adam_scalars, amsgrad, (True, False, False), ADAM),
+    "sgd": Rule(sgd_scalars, sgd, ()),
+    "momentum": Rule(momentum_scalars, momentum, (True,)),
+    "adam": Rule(adam_scalars, adam, (True, False)),
+    "amsgrad": Rule(adam_scalars, amsgrad, (True, False, False)),
 }
 
 
@@ -168,7 +240,9 @@ def encode(x, SIGNED: tl.constexpr):
     rounded up, so that a variance never reads as a smaller one and a step never grows. A code, decoded and encoded
     again, is itself.
     """
+    tl.static_assert(x.dtype == tl.float32, "magnitudes are compared as the bits of fp32")
     blocks: tl.constexpr = x.shape[0] // QUANT
+    tl.static_assert(x.shape[0] == blocks * QUANT, "8-bit states are encoded in whole blocks")
     x = tl.reshape(x, (blocks, QUANT))
     # magnitudes in the order of their bits: a NaN is the largest
     bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
@@ -205,6 +279,7 @@ def load_state(ptr, scales_ptr, offs, first_scale, mask, SIGNED: tl.constexpr):
         x = x.to(tl.float32)
     else:
         blocks: tl.constexpr = offs.shape[0] // QUANT
+        tl.static_assert(offs.shape[0] == blocks * QUANT, "8-bit states are decoded in whole blocks")
         scale = tl.load(scales_ptr + first_scale + tl.arange(0, blocks))
         scale = tl.reshape(tl.broadcast_to(scale[:, None], (blocks, QUANT)), offs.shape)
         x = decode(x, scale, SIGNED)
@@ -226,6 +301,7 @@ def store_state(ptr, scales_ptr, offs, first_scale, mask, x, SIGNED: tl.constexp
 @triton.jit
 def similarity_of(ptr, start, lane, mask, columns, ALONG: tl.constexpr):
     """The similarity of elements start + lane: a tile, or a number where there is one for the tensor."""
+    tl.static_assert(ALONG == "tensor" or ALONG == "row" or ALONG == "column" or ALONG == "element")
     if ALONG == "tensor":
         s = tl.load(ptr)
     elif ALONG == "element":
@@ -243,53 +319,55 @@ def similarity_of(ptr, start, lane, mask, columns, ALONG: tl.constexpr):
 
 
 @triton.jit
-def to_bf16_at_random(x, seed, steps, stream, offs):
+def to_bf16_at_random(x, rounding, offs):
     """x as one of the two bf16 around it, the nearer one more often, so that the mean of many is x."""
+    tl.static_assert(x.dtype == tl.float32, "bf16 is the upper half of the bits of fp32")
     bits = x.to(tl.uint32, bitcast=True)
     finite = (bits & 0x7F800000) != 0x7F800000
     low = tl.cast(offs & 0xFFFFFFFF, tl.uint32)
     high = tl.cast(offs >> 32, tl.uint32)
-    count = tl.zeros_like(low) + tl.cast(steps, tl.uint32)
-    random, _, _, _ = tl.philox(seed, low, high, count, tl.zeros_like(low) + tl.cast(stream, tl.uint32))
+    count = tl.zeros_like(low) + tl.cast(rounding.steps, tl.uint32)
+    stream = tl.zeros_like(low) + tl.cast(rounding.stream, tl.uint32)
+    random, _, _, _ = tl.philox(rounding.seed, low, high, count, stream)
     bits = tl.where(finite, bits + (random & 0xFFFF), bits) & 0xFFFF0000  # a NaN of arithmetic is quiet, and stays one
     return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
 
 
 @triton.jit
-def update_block(
-    w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, start, mask, columns, scale, factor, decay, shrink, scalars,
-    seed, steps, stream, SIGNED: tl.constexpr, STEP: tl.constexpr, ALONG: tl.constexpr, KEEP_GRAD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One step of BLOCK elements from `start` on. The gradient is what is stored, divided by `scale` if any, times
-    `factor`."""
+def update_block(tensor, step, start, mask, spec: tl.constexpr, BLOCK: tl.constexpr):
+    """One step of BLOCK elements from `start` on. tensor: Tensor; step: StepScalars; spec: geometry.Update."""
     lane = tl.arange(0, BLOCK)
     offs = start + lane
-    w = tl.load(w_ptr + offs, mask=mask).to(tl.float32)
-    g = tl.load(g_ptr + offs, mask=mask).to(tl.float32)
+    first_scale = start // QUANT
+    signed: tl.constexpr = spec.signed
+    w = tl.load(tensor.weight_ptr + offs, mask=mask).to(tl.float32)
+    g = tl.load(tensor.grad_ptr + offs, mask=mask).to(tl.float32)
     states = ()
-    for i in tl.static_range(len(state_ptrs)):
-        states = states + (load_state(state_ptrs[i], scales_ptrs[i], offs, start // QUANT, mask, SIGNED[i]),)
+    for i in tl.static_range(len(tensor.state_ptrs)):
+        state = load_state(tensor.state_ptrs[i], tensor.scales_ptrs[i], offs, first_scale, mask, signed[i])
+        states = states + (state,)
 
-    if scale is not None:
-        g = tl.div_rn(g, scale)
+    if step.grad_scale is not None:
+        g = tl.div_rn(g, step.grad_scale)
     unscaled = g
-    g = g * factor
-    g = tl.where(decay != 0.0, g + decay * w, g)
-    rate = scalars[0]
-    if ALONG != "none":
-        rate = rate * similarity_of(similarity_ptr, start, lane, mask, columns, ALONG)
-    w, states = STEP(w * shrink, g, states, rate, scalars)
+    g = g * step.grad_factor
+    g = tl.where(step.weight_decay != 0.0, g + step.weight_decay * w, g)
+    step_size = step.rule.step_size
+    along: tl.constexpr = spec.along
+    if along != "none":
+        step_size = step_size * similarity_of(tensor.similarity_ptr, start, lane, mask, tensor.columns, along)
+    w, states = spec.step(w * step.weight_factor, g, states, step_size, step.rule)
 
-    if seed is not None:
-        w = to_bf16_at_random(w, seed, steps, stream, offs)
-    tl.store(w_ptr + offs, w.to(w_ptr.dtype.element_ty), mask=mask)
-    for i in tl.static_range(len(state_ptrs)):
-        store_state(state_ptrs[i], scales_ptrs[i], offs, start // QUANT, mask, states[i], SIGNED[i])
-    if KEEP_GRAD == "unscaled":
-        tl.store(g_ptr + offs, unscaled.to(g_ptr.dtype.element_ty), mask=mask)
-    elif KEEP_GRAD == "zero":
-        tl.store(g_ptr + offs, tl.zeros(offs.shape, g_ptr.dtype.element_ty), mask=mask)
+    if step.rounding is not None:
+        w = to_bf16_at_random(w, step.rounding, offs)
+    tl.store(tensor.weight_ptr + offs, w.to(tensor.weight_ptr.dtype.element_ty), mask=mask)
+    for i in tl.static_range(len(tensor.state_ptrs)):
+        store_state(tensor.state_ptrs[i], tensor.scales_ptrs[i], offs, first_scale, mask, states[i], signed[i])
+    grad_type: tl.constexpr = tensor.grad_ptr.dtype.element_ty
+    if spec.keep_grad == "unscaled":
+        tl.store(tensor.grad_ptr + offs, unscaled.to(grad_type), mask=mask)
+    elif spec.keep_grad == "zero":
+        tl.store(tensor.grad_ptr + offs, tl.zeros(offs.shape, grad_type), mask=mask)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -297,28 +375,24 @@ def update(
     tensors_ptr,  # int64 [tensors, FIELDS]
     chunks_ptr,  # int32 [chunks, 2]: row in tensors, chunk of that tensor
     hypers_ptr,  # fp64 [groups, HYPERS]
-    scale_ptr,  # fp32 or None: what gradients are multiples of (GradScaler's)
+    grad_scale_ptr,  # fp32 or None: what gradients are multiples of (GradScaler's)
     clip_ptr,  # fp32 or None: what gradients are multiplied by
-    skip_ptr,  # fp32 or None: where it is not zero, nothing happens (GradScaler's found_inf)
+    found_inf_ptr,  # fp32 or None: where it is not zero, nothing happens (GradScaler's)
     seed_ptr,  # int64 or None: bf16 weights are rounded at random, and not to the nearest
     first,  # chunk of the first program
-    WEIGHT_TYPE: tl.constexpr,
-    GRAD_TYPE: tl.constexpr,
-    STATE_TYPE: tl.constexpr,
-    SIGNED: tl.constexpr,  # of every state, whether it has a sign
-    SCALARS: tl.constexpr,
-    STEP: tl.constexpr,
-    ALONG: tl.constexpr,  # what has a similarity of its own: "none", "tensor", "row", "column", "element"
-    KEEP_GRAD: tl.constexpr,  # afterwards the gradient is "untouched", "unscaled" or "zero"
-    ALIGNED: tl.constexpr,  # whether every address is a multiple of 16
+    operands: tl.constexpr,  # geometry.Operands
+    spec: tl.constexpr,  # geometry.Update
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    tl.static_assert(CHUNK % BLOCK == 0, "a chunk is of whole blocks: each element has one owner")
+    tl.static_assert(BLOCK // QUANT * QUANT == BLOCK, "a block is of whole blocks of 8-bit states")
+    tl.static_assert(spec.keep_grad == "untouched" or spec.keep_grad == "unscaled" or spec.keep_grad == "zero")
     chunk_ptr = chunks_ptr + 2 * (first + tl.program_id(0))
     row_ptr = tensors_ptr + tl.load(chunk_ptr) * FIELDS
     go = tl.load(row_ptr + GRAD) != 0
-    if skip_ptr is not None:
-        go = go & (tl.load(skip_ptr) == 0.0)
+    if found_inf_ptr is not None:
+        go = go & (tl.load(found_inf_ptr) == 0.0)
     if go:
         chunk = tl.load(chunk_ptr + 1)
         hyper_ptr = hypers_ptr + tl.load(row_ptr + GROUP) * HYPERS
@@ -326,50 +400,60 @@ def update(
         steps = tl.load(steps_ptr)
         numel = tl.load(row_ptr + NUMEL)
         columns = tl.load(row_ptr + COLUMNS)
-        w_ptr = pointer(row_ptr, WEIGHT, WEIGHT_TYPE, ALIGNED)
-        g_ptr = pointer(row_ptr, GRAD, GRAD_TYPE, ALIGNED)
+        aligned: tl.constexpr = operands.aligned
+        similarity_aligned: tl.constexpr = aligned and spec.similarity_by_element
+        count: tl.constexpr = spec.states
+        weight_ptr = pointer(row_ptr, WEIGHT, operands.weight, aligned)
+        grad_ptr = pointer(row_ptr, GRAD, operands.grad, aligned)
         state_ptrs = ()
         scales_ptrs = ()
-        for i in tl.static_range(len(SIGNED)):
-            state_ptrs = state_ptrs + (pointer(row_ptr, STATE + i, STATE_TYPE, ALIGNED),)
+        for i in tl.static_range(count):
+            state_ptrs = state_ptrs + (pointer(row_ptr, STATE + i, operands.state, aligned),)
             scales_ptrs = scales_ptrs + (pointer(row_ptr, SCALES + i, tl.float32, False),)
-        similarity_ptr = pointer(row_ptr, SIMILARITY, tl.float32, ALONG == "element" and ALIGNED)
+        tensor = Tensor(
+            weight_ptr=weight_ptr,
+            grad_ptr=grad_ptr,
+            state_ptrs=state_ptrs,
+            scales_ptrs=scales_ptrs,
+            similarity_ptr=pointer(row_ptr, SIMILARITY, tl.float32, similarity_aligned),
+            columns=columns,
+        )
 
-        factor = single(tl.load(hyper_ptr + SIGN))
+        grad_factor = single(tl.load(hyper_ptr + SIGN))
         if clip_ptr is not None:
-            factor = factor * tl.load(clip_ptr)
-        scale = None
-        if scale_ptr is not None:
-            scale = tl.load(scale_ptr)
-        decay = tl.load(hyper_ptr + DECAY)
+            grad_factor = grad_factor * tl.load(clip_ptr)
+        grad_scale = None
+        if grad_scale_ptr is not None:
+            grad_scale = tl.load(grad_scale_ptr)
+        decay = tl.load(hyper_ptr + WEIGHT_DECAY)
         decoupled = tl.load(hyper_ptr + DECOUPLED) * decay
-        shrink = single(1.0 - tl.load(hyper_ptr + LR) * decoupled)
-        decay = single(decay - decoupled)
-        scalars = SCALARS(hyper_ptr, steps)
-        seed = None
-        stream = None
+        weight_factor = single(1.0 - tl.load(hyper_ptr + LR) * decoupled)
+        weight_decay = single(decay - decoupled)
+        rule = spec.scalars(hyper_ptr, steps)
+        rounding = None
         if seed_ptr is not None:
-            seed = tl.load(seed_ptr)
-            stream = tl.load(row_ptr + STREAM)
+            tl.static_assert(operands.weight == tl.bfloat16, "only bf16 is rounded at random")
+            rounding = Rounding(seed=tl.load(seed_ptr), steps=steps, stream=tl.load(row_ptr + STREAM))
+        step = StepScalars(
+            grad_scale=grad_scale,
+            grad_factor=grad_factor,
+            weight_decay=weight_decay,
+            weight_factor=weight_factor,
+            rule=rule,
+            rounding=rounding,
+        )
 
         for start in range(0, CHUNK, BLOCK):
             start = tl.cast(chunk, tl.int64) * CHUNK + start
             if start + BLOCK <= numel:
                 # whole blocks have no mask: with one, accesses would be narrow
-                update_block(
-                    w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, start, None, columns, scale, factor, decay,
-                    shrink, scalars, seed, steps, stream, SIGNED, STEP, ALONG, KEEP_GRAD, BLOCK,
-                )  # fmt: skip
+                update_block(tensor, step, start, None, spec, BLOCK)
             else:
                 # the rest of a tensor in small blocks: little code, few registers
                 for part in range(0, BLOCK, QUANT):
                     rest = start + part
                     if rest < numel:
-                        update_block(
-                            w_ptr, g_ptr, state_ptrs, scales_ptrs, similarity_ptr, rest,
-                            rest + tl.arange(0, QUANT) < numel, columns, scale, factor, decay, shrink, scalars, seed,
-                            steps, stream, SIGNED, STEP, ALONG, KEEP_GRAD, QUANT,
-                        )  # fmt: skip
+                        update_block(tensor, step, rest, rest + tl.arange(0, QUANT) < numel, spec, QUANT)
         tl.store(steps_ptr, steps + 1.0)
 
 
@@ -412,9 +496,7 @@ def cosine_pieces(
     hypers_ptr,
     sums_ptr,  # fp64 [slots, 4]: dot, gg, mm of a piece of a long row
     first,  # piece of the first program
-    GRAD_TYPE: tl.constexpr,
-    STATE_TYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,  # whether every row starts at a multiple of 16 bytes
+    operands: tl.constexpr,  # geometry.Operands, of rows
     BLOCK: tl.constexpr,
 ):
     """The built-in similarity of rows that are one piece, and the sums for those that are more."""
@@ -425,8 +507,9 @@ def cosine_pieces(
         length = tl.load(piece_ptr + PIECE_LENGTH)
         slot = tl.load(piece_ptr + PIECE_SLOT)
         sign = tl.load(hypers_ptr + tl.load(row_ptr + GROUP) * HYPERS + SIGN)
-        g_ptr = pointer(row_ptr, GRAD, GRAD_TYPE, ALIGNED)
-        m_ptr = pointer(row_ptr, STATE, STATE_TYPE, ALIGNED)
+        aligned: tl.constexpr = operands.aligned
+        g_ptr = pointer(row_ptr, GRAD, operands.grad, aligned)
+        m_ptr = pointer(row_ptr, STATE, operands.state, aligned)
         scales_ptr = pointer(row_ptr, SCALES, tl.float32, False)
         similarity_ptr = pointer(row_ptr, SIMILARITY, tl.float32, False)
         for row in range(tl.load(piece_ptr + PIECE_ROWS)):
@@ -434,7 +517,7 @@ def cosine_pieces(
             gg = tl.zeros([BLOCK], tl.float64)
             mm = tl.zeros([BLOCK], tl.float64)
             base = start + row * length
-            if ALIGNED:
+            if aligned:
                 base = tl.multiple_of(base, 16)
             for place in range(0, length, BLOCK):
                 lane = place + tl.arange(0, BLOCK)
@@ -484,18 +567,19 @@ def square_sums(
     tensors_ptr,
     chunks_ptr,
     sums_ptr,  # fp64 [chunks]
-    GRAD_TYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    operands: tl.constexpr,  # geometry.Operands
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The sum of squares of every chunk of the gradients."""
+    tl.static_assert(CHUNK % BLOCK == 0, "a chunk is of whole blocks: each element is summed once")
     pid = tl.program_id(0)
     row_ptr = tensors_ptr + tl.load(chunks_ptr + 2 * pid) * FIELDS
     total = tl.zeros([BLOCK], tl.float64)
     if tl.load(row_ptr + GRAD) != 0:
         numel = tl.load(row_ptr + NUMEL)
-        g_ptr = pointer(row_ptr, GRAD, GRAD_TYPE, ALIGNED)
+        aligned: tl.constexpr = operands.aligned
+        g_ptr = pointer(row_ptr, GRAD, operands.grad, aligned)
         for start in range(0, CHUNK, BLOCK):
             start = tl.cast(tl.load(chunks_ptr + 2 * pid + 1), tl.int64) * CHUNK + start
             offs = start + tl.arange(0, BLOCK)
@@ -512,7 +596,7 @@ def square_sums(
 def clip_factor(
     sums_ptr,  # fp64 [count]
     out_ptr,  # fp32 [2]: what gradients are to be multiplied by, and their norm
-    scale_ptr,  # as in `update`
+    grad_scale_ptr,  # as in `update`
     max_norm_ptr,  # fp64
     count,
     BLOCK: tl.constexpr,
@@ -523,39 +607,48 @@ def clip_factor(
         lane = first + tl.arange(0, BLOCK)
         total += tl.load(sums_ptr + lane, mask=lane < count, other=0.0)
     norm = tl.sqrt(tl.sum(total, axis=0))
-    if scale_ptr is not None:
-        norm = norm / tl.load(scale_ptr)
+    if grad_scale_ptr is not None:
+        norm = norm / tl.load(grad_scale_ptr)
     factor = tl.load(max_norm_ptr) / (norm + 1e-6)
     tl.store(out_ptr, single(tl.where(factor > 1.0, 1.0, factor)))
     tl.store(out_ptr + 1, single(norm))
 
 
-@triton.jit(do_not_specialize=["numel", "columns", "lr", "decay"])
+@triton.jit(do_not_specialize=["numel", "columns", "lr", "weight_decay"])
 def update_one(
     w_ptr,
     g_ptr,
-    similarity_ptr,  # fp32; anything where ALONG is "none"
+    similarity_ptr,  # fp32; anything where there is none
     numel: tl.int64,
     columns: tl.int64,
     lr,  # fp32, negative to ascend
-    decay,  # likewise
+    weight_decay,  # likewise
     lr_ptr,  # None, or fp32: what `lr` is multiplied by
-    ALONG: tl.constexpr,
+    spec: tl.constexpr,  # geometry.Update, of `sgd`
     BLOCK: tl.constexpr,
 ):
-    """The update of one tensor by its gradient: w -= lr * s * (g + decay * w)."""
+    """The update of one tensor by its gradient: w -= lr * s * (g + weight_decay * w)."""
     start = tl.cast(tl.program_id(0), tl.int64) * BLOCK
     rate = lr
     if lr_ptr is not None:
         rate = rate * tl.load(lr_ptr)
-    scalars = (single(rate),)
+    tensor = Tensor(
+        weight_ptr=w_ptr,
+        grad_ptr=g_ptr,
+        state_ptrs=(),
+        scales_ptrs=(),
+        similarity_ptr=similarity_ptr,
+        columns=columns,
+    )
+    step = StepScalars(
+        grad_scale=None,
+        grad_factor=1.0,
+        weight_decay=single(weight_decay),
+        weight_factor=1.0,
+        rule=SgdScalars(step_size=single(rate)),
+        rounding=None,
+    )
     if start + BLOCK <= numel:
-        update_block(
-            w_ptr, g_ptr, (), (), similarity_ptr, start, None, columns, None, 1.0, single(decay), 1.0, scalars, None,
-            None, None, (), sgd, ALONG, "untouched", BLOCK,
-        )  # fmt: skip
+        update_block(tensor, step, start, None, spec, BLOCK)
     else:
-        update_block(
-            w_ptr, g_ptr, (), (), similarity_ptr, start, start + tl.arange(0, BLOCK) < numel, columns, None, 1.0,
-            single(decay), 1.0, scalars, None, None, None, (), sgd, ALONG, "untouched", BLOCK,
-        )  # fmt: skip
+        update_block(tensor, step, start, start + tl.arange(0, BLOCK) < numel, spec, BLOCK)

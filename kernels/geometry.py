@@ -378,3 +378,33 @@ class Choice(Similarity):
     def TOP(self) -> int:
         """The power of two from `count` on: how many are held."""
         return 1 << (self.count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Operands(Record):
+    """The tensors of one launch of an optimizer's step: Triton's types of their elements."""
+
+    weight: Any
+    grad: Any
+    state: Any
+    aligned: bool  # every tensor (or every row, where a kernel reads rows) begins at a multiple of 16 bytes
+
+
+@dataclass(frozen=True)
+class Update(Record):
+    """A step: its rule, and what is beside it."""
+
+    scalars: Any  # a Rule's, in kernels/adaptive_update.py, as are the next two
+    step: Any
+    signed: tuple[bool, ...]
+    along: str  # what has a similarity of its own: "none", "tensor", "row", "column", "element"
+    keep_grad: str  # afterwards the gradient is "untouched", "unscaled" or "zero"
+
+    @cached_property
+    def states(self) -> int:
+        """A weight's."""
+        return len(self.signed)
+
+    @cached_property
+    def similarity_by_element(self) -> bool:
+        return self.along == "element"

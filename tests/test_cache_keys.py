@@ -103,6 +103,8 @@ def test_the_key_follows_the_text_that_derives_a_property(tmp_path, monkeypatch)
         text = inspect.getsource(sys.modules[cls.__module__])
         body = inspect.getsource(cls)
         edited = re.sub(r"(cached_property\n(?:.*\n)+?        return )", r"\g<1>1 * ", body, count=1)
+        if "cached_property" not in body:
+            continue  # it derives nothing
         assert edited != body
         same = module_of_text(cls, text, tmp_path, monkeypatch)
         changed = module_of_text(cls, text.replace(body, edited), tmp_path, monkeypatch)

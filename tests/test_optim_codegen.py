@@ -51,10 +51,11 @@ def accesses(step, launch):
     """A thread's loads and stores of 16 bytes, where it has its share of a whole block in nothing else."""
     optimizer = step.optimizer()
     (parameter, *_) = (p for group in optimizer.param_groups for p in group["params"])
-    states = [STATES[step.state].itemsize] * len(launch.launcher.constants["SIGNED"])
+    spec = launch.launcher.constants["spec"]
+    states = [STATES[step.state].itemsize] * spec.states
     lanes = launch.plan["BLOCK"] // (32 * launch.plan.num_warps)
     read = [parameter.element_size(), parameter.grad.element_size(), *states]
-    cleared = [parameter.grad.element_size()] * (launch.launcher.constants["KEEP_GRAD"] == "zero")
+    cleared = [parameter.grad.element_size()] * (spec.keep_grad == "zero")
     return sum(lanes * size // 16 for size in read), sum(lanes * size // 16 for size in [read[0], *states, *cleared])
 
 

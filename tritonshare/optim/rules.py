@@ -80,7 +80,7 @@ def numbers(group: Group) -> dict[str, float]:
     found = {
         "lr": 0.0 if rate(group) is not None else float(group["lr"]),
         "sign": -1.0 if group["maximize"] else 1.0,
-        "decay": float(group["weight_decay"]),
+        "weight_decay": float(group["weight_decay"]),
         "decoupled": float(group.get("decoupled_weight_decay", False)),
     }
     if "betas" in group:
@@ -102,7 +102,7 @@ def rate(group: Group) -> torch.Tensor | None:
 def gradient(w: torch.Tensor, g: torch.Tensor, n: Numbers) -> torch.Tensor:
     """What enters the rule's average: the gradient with its sign and, unless decoupled, the weight decay."""
     g = -g if n["sign"] < 0 else g
-    return g.add(w, alpha=n["decay"]) if n["decay"] and not n["decoupled"] else g
+    return g.add(w, alpha=n["weight_decay"]) if n["weight_decay"] and not n["decoupled"] else g
 
 
 def cosine(g: torch.Tensor, m: torch.Tensor, along: str) -> torch.Tensor | None:
@@ -123,6 +123,6 @@ def update(
 ) -> None:
     """One step of one tensor in plain torch, in place. The similarity is broadcast against the weight."""
     g = gradient(w, g, n)
-    if n["decoupled"] and n["decay"]:
-        w.mul_(1 - n["lr"] * n["decay"])
+    if n["decoupled"] and n["weight_decay"]:
+        w.mul_(1 - n["lr"] * n["weight_decay"])
     rule.step(w, g, states, steps, n, similarity)

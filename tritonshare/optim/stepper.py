@@ -301,7 +301,7 @@ class Stepper:
         if numbers != layout.numbers:
             for device, hypers in layout.hypers.items():
                 refuse_capture(device, "options of a parameter group")
-                rows = list(map(self._row, numbers, self._key[1]))
+                rows = list(map(self._row, numbers))
                 hypers.copy_(torch.tensor(rows, dtype=torch.float64, device="cpu"))
             layout.numbers = numbers
         for i, group in enumerate(self.optimizer.param_groups):
@@ -311,12 +311,14 @@ class Stepper:
                     hypers[i, 0].copy_(rate)
 
     @staticmethod
-    def _row(numbers: Numbers, rule: rules.Rule) -> list[float]:
+    def _row(numbers: Numbers) -> list[float]:
         """A group's row in the kernels' table."""
-        from ..kernels.adaptive_update import HYPERS, RULES
+        from ..kernels import adaptive_update as columns
 
-        row = [numbers[name] for name in ("lr", "sign", "decay", "decoupled", *RULES[rule.name].hypers)]
-        return row + [0.0] * (HYPERS.value - len(row))
+        row = [0.0] * columns.HYPERS.value
+        for name, value in numbers.items():
+            row[getattr(columns, name.upper()).value] = value
+        return row
 
     # While it is written.
 

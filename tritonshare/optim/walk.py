@@ -12,7 +12,7 @@ import torch
 
 from .. import launch, plan
 from ..check import ArgumentError
-from ..kernels.geometry import STATE_BLOCK, ceil_div
+from ..kernels.geometry import STATE_BLOCK, Operands, Update, ceil_div
 from ..plan import Plan
 from .codec import PADDING
 from .extras import Extras
@@ -209,21 +209,22 @@ class Walk:
 
         return launch.Launcher(getattr(adaptive_update, name), constants, blocks, self.kind.device, **options)
 
-    def _update(self, keep: str) -> launch.Launcher:
+    def _operands(self, aligned: bool) -> Operands:
+        kind = self.kind
+        return Operands(self._type(kind.weight), self._type(kind.gradient), self._type(kind.state), aligned)
+
+    def _update(self, keep_grad: str) -> launch.Launcher:
         from ..kernels.adaptive_update import RULES
 
-        if keep not in self._updates:
-            kind, rule = self.kind, RULES[self.kind.rule.name]
-            constants = {
-                "WEIGHT_TYPE": self._type(kind.weight), "GRAD_TYPE": self._type(kind.gradient),
-                "STATE_TYPE": self._type(kind.state), "SIGNED": rule.signed, "SCALARS": rule.scalars, "STEP": rule.step,
-                "ALONG": kind.along, "KEEP_GRAD": keep, "ALIGNED": kind.aligned,
-            }  # fmt: skip
+        if keep_grad not in self._updates:
+            kind = self.kind
+            spec = Update(*RULES[kind.rule.name], kind.along, keep_grad)
             # enough bytes are in flight without more warps [model]
-            self._updates[keep] = self._launcher(
-                "update", constants, self.plan, **plan.facts(kind.device).unspilled
-            )
-        return self._updates[keep]
+            self._updates[keep_grad] = self._launcher(
+                "update", {"operands": self._operands(kind.aligned), "spec": spec}, self.plan,
+                **plan.facts(kind.device).unspilled,
+            )  # fmt: skip
+        return self._updates[keep_grad]
 
     @cached_property
     def _updates(self) -> dict[str, launch.Launcher]:
@@ -231,9 +232,8 @@ class Walk:
 
     @cached_property
     def _cosine_pieces(self) -> launch.Launcher:
-        types = {"GRAD_TYPE": self._type(self.kind.gradient), "STATE_TYPE": self._type(self.kind.state)}
         blocks = PIECES_OF_8_BITS if self.kind.state == torch.uint8 else PIECES
-        return self._launcher("cosine_pieces", {**types, "ALIGNED": self.kind.rows_aligned}, blocks)
+        return self._launcher("cosine_pieces", {"operands": self._operands(self.kind.rows_aligned)}, blocks)
 
     @cached_property
     def _cosine_rows(self) -> launch.Launcher:
@@ -241,8 +241,7 @@ class Walk:
 
     @cached_property
     def _square_sums(self) -> launch.Launcher:
-        constants = {"GRAD_TYPE": self._type(self.kind.gradient), "ALIGNED": self.kind.aligned}
-        return self._launcher("square_sums", constants, self.plan)
+        return self._launcher("square_sums", {"operands": self._operands(self.kind.aligned)}, self.plan)
 
     # What a step does.
 

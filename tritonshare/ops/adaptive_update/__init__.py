@@ -10,7 +10,7 @@ import torch
 from ... import dispatch, launch, plan
 from ...binding import LIBRARY
 from ...check import Arguments, Clause, check, flag, floating, number_problem, relation, same_device, tensor
-from ...kernels.geometry import ceil_div
+from ...kernels.geometry import Update, ceil_div
 from ...op import FUNCTIONS
 from ...plan import Plan
 from .memory import is_dense
@@ -139,7 +139,8 @@ def _launcher(
     """One for each pair of dtypes, since a launcher's arguments keep theirs."""
     from ...kernels import adaptive_update
 
-    return launch.Launcher(adaptive_update.update_one, {"ALONG": along}, PLAN.changed(dict(changes)), device)
+    spec = Update(*adaptive_update.RULES["sgd"], along, "untouched")
+    return launch.Launcher(adaptive_update.update_one, {"spec": spec}, PLAN.changed(dict(changes)), device)
 
 
 @torch.no_grad()
