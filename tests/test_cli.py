@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tests.test_train import small_options
-from tritonshare import checkpoint, compress, files
+from tritonshare import checkpoint, files
 from tritonshare.cli import COMMANDS, main
+from tritonshare.compress.files import MODEL as COMPRESSED
 from tritonshare.training import compress as command
 from tritonshare.training import data, finetune, report, train
 from tritonshare.training.options import Options
@@ -104,7 +105,7 @@ def test_output_that_cannot_be_written_is_one_line(arguments, tmp_path, monkeypa
         assert (out / MODEL).exists()
         assert not (out / train.LOCK).exists()
     if name == "compress":
-        checkpoint.read(out, compress.files.MODEL)
+        checkpoint.read(out, COMPRESSED)
 
 
 def shut():
@@ -343,7 +344,7 @@ def test_compress_takes_what_it_can_of_any_file(tmp_path, capsys, name):
         assert list(tmp_path.iterdir()) == [source]
         return
     assert (done, said.err) == (0, "")
-    tensors, metadata = checkpoint.read(out, compress.files.MODEL)
+    tensors, metadata = checkpoint.read(out, COMPRESSED)
     (shared,) = metadata["layers"]
     kept = {key: value for key, value in FILES[name].items() if key != f"{shared}.weight"}
     for key, value in kept.items():

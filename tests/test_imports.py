@@ -1,13 +1,18 @@
 """Which module of tritonshare imports which: without a circle, and downwards in the map of CONTRIBUTING.md. Imports
-within functions count; those under `if TYPE_CHECKING:` do not, since they run nowhere."""
+within functions count; those under `if TYPE_CHECKING:` do not, since they run nowhere. And what importing costs."""
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
+
+from tritonshare import launch
 
 pytestmark = pytest.mark.reference
 ROOT = Path(__file__).parents[1]
@@ -113,3 +118,23 @@ def test_imports_are_found_wherever_they_stand(text, found):
 
 def test_a_circle_is_found():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) is not None
+
+
+def loaded_by(statement):
+    """The modules of a process that has run a statement."""
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return {*subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()}
+
+
+@pytest.mark.once
+def test_importing_leaves_the_expensive_to_whom_needs_it():
+    """torch's compiler, which costs more than torch, and the packages of the extra `train`."""
+    new = loaded_by("import torch; import tritonshare") - loaded_by("import torch")
+    heavy = {"torch._dynamo", "torch._inductor", "sklearn", "matplotlib", "tqdm", "safetensors", "sympy"}
+    assert new & heavy == set()
+    assert "tritonshare.functional" in new
+
+
+def test_a_function_is_marked_constant_as_torch_marks_it():
+    marked = vars(torch._dynamo.assume_constant_result(lambda: None))
+    assert vars(launch.traced_path_of).items() >= marked.items()

@@ -7,8 +7,9 @@ import pytest
 
 from bench import shared_bits as bench
 from bench.recorded import RECORDED
-from tritonshare import checkpoint, compress
+from tritonshare import checkpoint
 from tritonshare.cli import main as tritonshare
+from tritonshare.compress.files import MODEL
 from tritonshare.training.run import SHARED
 
 pytestmark = pytest.mark.reference
@@ -23,7 +24,7 @@ def test_rows_are_the_trainers(tmp_path, capsys):
     options = ("--epochs", "1", "--shared-bits", "2", "--device", "cpu")
     assert tritonshare(["train", "--out", str(run), *options]) == 0
     output = capsys.readouterr().out
-    tensors, metadata = checkpoint.read(run / SHARED, compress.files.MODEL)
+    tensors, metadata = checkpoint.read(run / SHARED, MODEL)
     assert metadata["about"]["held_out_accuracy"] == shared["held_out_accuracy"]
     assert metadata["about"]["held_out_accuracy_dense"] == dense["held_out_accuracy"]
     assert f"{shared['held_out_accuracy_untuned']:.2%} shared, " in output

@@ -1,7 +1,8 @@
 """Weight sharing for PyTorch in hand-written Triton kernels."""
 
-from . import compress, functional, nn, optim
+from . import functional, nn, optim
 from .check import ArgumentError, ArgumentTypeError
+from .compress import compress
 from .explanation import explain
 from .plan import using
 

@@ -91,7 +91,6 @@ def _kernels_or_not(device: str, dtype: torch.dtype, forced: str | None) -> Path
     return Path(REFERENCE, f"{device} tensors take the plain-torch reference")
 
 
-@torch._dynamo.assume_constant_result
 def traced_path_of(device: str, dtype: torch.dtype, cpu: bool, opaque: bool) -> bool:
     """Whether compiled code calls the registered operator: where a Problem computes the op, and where it must be
     `opaque` to the compiler. A constant of the compiled code. Not in torch.func transforms."""
@@ -99,6 +98,10 @@ def traced_path_of(device: str, dtype: torch.dtype, cpu: bool, opaque: bool) -> 
         return False
     found = path_of(device, dtype, cpu)
     return opaque or found.kernels or (found.name == CPU and not is_exporting())
+
+
+# what torch._dynamo.assume_constant_result does, without the import of torch's compiler, which costs more than torch's
+traced_path_of._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 class Launch(NamedTuple):

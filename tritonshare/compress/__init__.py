@@ -5,23 +5,27 @@ tritonshare.compress.save(small, "small.safetensors")
 tritonshare.compress.load("small.safetensors", model)
 """
 
-import sys
-from types import ModuleType
-from typing import Any
-
+from . import share
 from .files import load, save
 from .filters import similar_filters
 from .report import Layer, Report
-from .share import compress, decompress
+from .share import decompress
 
 __all__ = ["Layer", "Report", "compress", "decompress", "load", "save", "similar_filters"]
 
 
-class _Callable(ModuleType):
-    """`tritonshare.compress(model)` is the function of that name, and `tritonshare.compress.save` is beside it."""
+class Compress:
+    """The function `tritonshare.compress(model)`, with the others beside it as `tritonshare.compress.save`."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return compress(*args, **kwargs)
+    Layer = Layer
+    Report = Report
+    compress = staticmethod(share.compress)
+    decompress = staticmethod(decompress)
+    load = staticmethod(load)
+    save = staticmethod(save)
+    similar_filters = staticmethod(similar_filters)
+    __call__ = compress
 
 
-sys.modules[__name__].__class__ = _Callable
+compress = Compress()
+compress.__doc__ = share.compress.__doc__

@@ -140,10 +140,11 @@ class _Shared(torch.nn.Module):
         if self.latent is None:
             return None
         if self.training and (torch.is_grad_enabled() or within_function()):
-            return self._dense(self._step(input))
+            # disabled here and not by a decorator, which would import torch's compiler with the package
+            step = torch.compiler.disable(self._step) if torch.compiler.is_compiling() else self._step
+            return self._dense(step(input))
         return self.weight
 
-    @torch.compiler.disable
     def _step(self, input: torch.Tensor) -> torch.Tensor:
         """The packed indices for this step, assigned anew when it is time to; those that the first forward saw, if a
         checkpoint computes it again."""

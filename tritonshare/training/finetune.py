@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tritonshare import compress, files, optim
+from tritonshare.compress import Report
 from tritonshare.compress.files import content
 from tritonshare.nn import SharedConv2d, SharedLinear
 from tritonshare.training import report
@@ -25,7 +26,7 @@ from tritonshare.training.run import SHARED, SIZES, Run, one_epoch
 EVERY = range(1, 9)  # the numbers of bits in the picture of sizes
 
 
-def shared_run(run: Run, bits: int, trained: int, codebooks: int = SHARED_CODEBOOKS) -> tuple[Run, compress.Report]:
+def shared_run(run: Run, bits: int, trained: int, codebooks: int = SHARED_CODEBOOKS) -> tuple[Run, Report]:
     """A run like `run`, after `trained` epochs, with shared weights and a new optimizer; and the report on sharing.
 
     Raises: ArgumentError where the model has no layer to share.
@@ -45,7 +46,7 @@ def cosine(options: Options, epoch: int) -> float:
     return options.shared_lr * (1 + math.cos(math.pi * epoch / options.shared_epochs)) / 2
 
 
-def fine_tune(run: Run, bits: int, trained: int) -> tuple[Run, compress.Report]:
+def fine_tune(run: Run, bits: int, trained: int) -> tuple[Run, Report]:
     """Share the model of `run` after `trained` epochs and fine-tune it. Raises ArgumentError, TrainingError."""
     tuned, shrinkage = shared_run(run, bits, trained)
     print(f"{shrinkage}\n", flush=True)
