@@ -257,14 +257,14 @@ def test_similarities_pass_the_gate(name, options, similarity):
 @pytest.mark.parametrize("similarity", ["tensor", "row"])
 def test_similarity_of_many_pieces_and_segments(similarity, monkeypatch):
     """Rows longer than a chunk, and a cache that holds few of them: what is measured is what has not been updated."""
-    from tritonshare.optim import walk
+    from tritonshare.optim import multi_tensor
 
     make = ours("AdamW", {"lr": 0.01}, similarity=similarity)
     shapes = ((3, 700), (5,), (2, 1500), (40, 20))
     initial, gradients = tensors(shapes, torch.float32), [tensors(shapes, torch.float32, seed=i) for i in (1, 2, 3)]
     with plan.using(plan={"CHUNK": 256, "BLOCK": 256}):
         whole = train(make, initial, gradients, torch.float32)
-        monkeypatch.setattr(walk, "CACHED_BYTES", 8 * 256 * 2)
+        monkeypatch.setattr(multi_tensor, "CACHED_BYTES", 8 * 256 * 2)
         found = train(make, initial, gradients, torch.float32)
     assert_same_bits((found[k], whole[k]) for k in whole)
     with plan.using(path="reference"):
@@ -488,13 +488,15 @@ def test_alignment_is_of_each_tensor():
     for there in ((False, False), (True, False), (False, True), (True, True), (False, False)):
         p.grad, q.grad = (unaligned(torch.ones(9)) if off else torch.ones(9) for off in there)
         optimizer.step()
-        aligned = {i: part.walk.kind.aligned for part in optimizer._stepper._layout.parts for i in part.indices}
+        buckets = optimizer._stepper._layout.buckets
+        aligned = {i: bucket.multi_tensor.kind.aligned for bucket in buckets for i in bucket.indices}
         assert aligned == {i: not off for i, off in enumerate(there)}
     for one, other in ((p, q), (q, p)):  # only one has a gradient, and that is not aligned
         one.grad, other.grad = unaligned(torch.ones(9)), None
         optimizer.step()
-        parts = optimizer._stepper._layout.parts
-        assert not next(part for part in parts if (0 if one is p else 1) in part.indices).walk.kind.aligned
+        buckets = optimizer._stepper._layout.buckets
+        (bucket,) = (bucket for bucket in buckets if (0 if one is p else 1) in bucket.indices)
+        assert not bucket.multi_tensor.kind.aligned
     assert (p == -6).all()
     assert (q == -6).all()
 
@@ -517,11 +519,11 @@ def test_nothing_beside_the_tensors_is_touched(name, options, state_dtype):
     optimizer = make(parameters)
     with poisoned_allocations() as memory:
         optimizer.step()  # makes states and tables
-        walks = [part.walk for part in optimizer._stepper._layout.parts]
+        launches = [bucket.multi_tensor for bucket in optimizer._stepper._layout.buckets]
         reached = [guard.tensor for guard in guards]
         reached += [t for state in optimizer.state.values() for t in state.values() if t.dim()]
         reached += [flat for flat, _, _ in optimizer._stepper.counts._allocated]
-        reached += [walk.similarities for walk in walks if walk.kind.along != "none"]
+        reached += [launch.similarities for launch in launches if launch.kind.along != "none"]
         with Sanitizer(order=7, extra=reached) as sanitizer:
             optimizer.step()
     memory.check()

@@ -8,7 +8,6 @@ import torch
 
 from tests.ops import assert_same_bits, takes_kernels
 from tritonshare import optim
-from tritonshare.optim.base import OneLaunch
 from tritonshare.optim.extras import Extras
 from tritonshare.optim.verify import RULES, tensors
 
@@ -196,10 +195,12 @@ def test_what_plain_torch_cannot_do(more):
     refused(optim.Adam([parameter], **more), "parameter 0", next(iter(more)), "not supported")
 
 
-def test_options_left_out_are_those_of_the_constructor():
-    wanted = {name: of.default for name, of in inspect.signature(OneLaunch.__init__).parameters.items()}
-    given = Extras()
-    assert {field.name: getattr(given, field.name) for field in fields(Extras)}.items() <= wanted.items()
+def test_constructors_take_torchs_arguments_and_the_extras():
+    for cls in (optim.SGD, optim.Adam, optim.AdamW):
+        wanted = {p.name: (p.kind, p.default) for p in inspect.signature(cls.stepped_by).parameters.values()}
+        wanted |= {field.name: (inspect.Parameter.KEYWORD_ONLY, field.default) for field in fields(Extras)}
+        found = {p.name: (p.kind, p.default) for p in inspect.signature(cls).parameters.values()}
+        assert list(found.items()) == list(wanted.items())
 
 
 CONSTRUCTOR = [

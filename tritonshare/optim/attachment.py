@@ -10,12 +10,12 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from ..check import ArgumentError, ArgumentTypeError
-from .base import OneLaunch
+from .base import FusedOptimizer
 from .layout import Tensors
 from .stepper import Stepper
 
 
-def attach(model: torch.nn.Module, optimizer: OneLaunch) -> Attachment:
+def attach(model: torch.nn.Module, optimizer: FusedOptimizer) -> Attachment:
     """Step each parameter as soon as its gradient is complete, and free the gradient: at no time do all exist at once.
 
     The training loop stays as it is: `optimizer.step()` after each backward only marks the end of the iteration. What
@@ -39,7 +39,7 @@ def attach(model: torch.nn.Module, optimizer: OneLaunch) -> Attachment:
             In a backward pass, the second one before `optimizer.step()` or `optimizer.zero_grad()`, and in
             `optimizer.step()`, a gradient that a stepped parameter has been given since: that parameter is not written.
     """
-    if not isinstance(optimizer, OneLaunch):
+    if not isinstance(optimizer, FusedOptimizer):
         raise ArgumentTypeError(f"attach: optimizer must be of tritonshare.optim, but is {type(optimizer).__name__}")
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         raise ArgumentError("attach: DistributedDataParallel averages gradients after they are complete here")
@@ -64,7 +64,7 @@ def attach(model: torch.nn.Module, optimizer: OneLaunch) -> Attachment:
 class Attachment:
     """What `attach` returns. The optimizer owns it; it ends with the optimizer, and does not keep it alive."""
 
-    def __init__(self, model: torch.nn.Module, optimizer: OneLaunch) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: FusedOptimizer) -> None:
         self._model, self._optimizer = ref(model), ref(optimizer, lambda _: self._end())
         self._places: dict[torch.Tensor, tuple[int, int]] = {}  # group, and index among all parameters
         self._hooks: dict[torch.Tensor, RemovableHandle] = {}
@@ -75,17 +75,23 @@ class Attachment:
         optimizer.attachment = self
         self._look()
 
+    @property
+    def optimizer(self) -> FusedOptimizer:
+        optimizer = self._optimizer()
+        assert optimizer is not None  # it owns its attachment
+        return optimizer
+
     def _look(self) -> None:
         """Take note of what the optimizer's groups hold by now."""
-        groups = self._optimizer().param_groups
-        owned = [(p, g) for g, group in enumerate(groups) for p in group["params"]]
-        places = {p: (g, i) for i, (p, g) in enumerate(owned)}
+        optimizer = self.optimizer
+        with_groups = [(p, g) for g, group in enumerate(optimizer.param_groups) for p in group["params"]]
+        places = {p: (g, i) for i, (p, g) in enumerate(with_groups)}
         if places != self._places:
             self._places = places
             self._steppers.clear()
         for p in places.keys() - self._hooks.keys():
             if p.requires_grad:
-                self._hooks[p] = p.register_post_accumulate_grad_hook(Hook(self._optimizer()))
+                self._hooks[p] = p.register_post_accumulate_grad_hook(Hook(optimizer))
 
     def complete(self, parameter: torch.Tensor) -> None:
         """What is done when a parameter's gradient is complete. Raises ArgumentError."""
@@ -102,14 +108,14 @@ class Attachment:
             )
         if parameter not in self._steppers:
             group, index = self._places[parameter]
-            self._steppers[parameter] = Stepper(self._optimizer(), alone(parameter, group), index)
+            self._steppers[parameter] = Stepper(self.optimizer, alone(parameter, group), index)
         self._steppers[parameter].step()
         parameter.grad = None
         self._stepped.add(parameter)
 
     def end_of_step(self) -> None:
         """What optimizer.step() does while attached. Raises ArgumentError."""
-        if any(getattr(self._optimizer(), name, None) is not None for name in ("grad_scale", "found_inf")):
+        if any(getattr(self.optimizer, name, None) is not None for name in ("grad_scale", "found_inf")):
             raise ArgumentError("step: GradScaler looks at all gradients, and an attached optimizer keeps none")
         self._look()
         model = self._model()
@@ -163,7 +169,7 @@ class Hook:
     """A parameter's hook. A parameter holds its hooks in a way that Python's garbage collector cannot see, so that this
     must not lead back to the parameter."""
 
-    def __init__(self, optimizer: OneLaunch) -> None:
+    def __init__(self, optimizer: FusedOptimizer) -> None:
         self._optimizer = ref(optimizer)
 
     @property
@@ -172,7 +178,7 @@ class Hook:
 
     def __call__(self, parameter: torch.Tensor) -> None:
         optimizer = self._optimizer()
-        if optimizer is not None:
+        if optimizer is not None and optimizer.attachment is not None:
             optimizer.attachment.complete(parameter)
 
 
@@ -180,6 +186,6 @@ def hooks_of(parameter: torch.Tensor) -> list[Hook]:
     return [hook for hook in (parameter._post_accumulate_grad_hooks or {}).values() if isinstance(hook, Hook)]
 
 
-def alone(parameter: torch.Tensor, group: int) -> Callable[[OneLaunch], Sequence[Tensors]]:
+def alone(parameter: torch.Tensor, group: int) -> Callable[[FusedOptimizer], Sequence[Tensors]]:
     """How a Stepper finds one parameter of a group."""
     return lambda optimizer: [[parameter] if g == group else [] for g in range(len(optimizer.param_groups))]

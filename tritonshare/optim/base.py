@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from . import codec
-from .extras import Extras, Similarity
+from .extras import Extras
 from .rules import SIGNED, STATES, Rule
 from .stepper import Stepper
 
@@ -19,30 +19,18 @@ if TYPE_CHECKING:
 Group = dict[str, Any]
 
 
-class OneLaunch(torch.optim.Optimizer):
+class FusedOptimizer(torch.optim.Optimizer):
     """A torch optimizer whose step is one launch per device and dtype. A subclass inherits from this and then from
-    torch's optimizer, `stepped_by`: constructor, parameter groups, hooks and checkpoints are torch's."""
+    torch's optimizer, `stepped_by`: parameter groups, hooks and checkpoints are torch's. Its constructor is torch's
+    with the options of `extras`, which it sets before torch's runs."""
 
+    extras: Extras
     stepped_by: ClassVar[type[torch.optim.Optimizer]]
-    rule: ClassVar[Callable[[Group], Rule]]
+    rule: ClassVar[staticmethod[[Group], Rule]]
     steps_sparse: ClassVar[bool]  # whether torch's own steps sparse gradients
     attachment: Attachment | None = None  # see attach
     grad_norm: torch.Tensor | None = None  # where max_norm is given: the norm of all gradients in the last step
-
-    def __init__(
-        self,
-        params: Any,
-        *args: Any,
-        similarity: Similarity = None,
-        state_dtype: torch.dtype | None = None,
-        stochastic_rounding: bool = False,
-        seed: int = 0,
-        max_norm: float | None = None,
-        clear_gradients: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.extras = Extras(similarity, state_dtype, stochastic_rounding, seed, max_norm, clear_gradients)
-        super().__init__(params, *args, **kwargs)
+    _step_supports_amp_scaling: bool  # torch's, where there is one: GradScaler calls step() without looking itself
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have gradients, in place. A step that raises has changed nothing.
@@ -56,7 +44,7 @@ class OneLaunch(torch.optim.Optimizer):
         step = self._step if self.attachment is None else self.attachment.end_of_step
         if torch.compiler.is_compiling():
             step = torch.compiler.disable(step)
-        step()
+        step()  # pyright: ignore[reportCallIssue]  (torch.compiler.disable has no type of what it returns)
         return loss
 
     def _step(self) -> None:
@@ -78,18 +66,18 @@ class OneLaunch(torch.optim.Optimizer):
         """As torch's, and to be loaded by torch's optimizer: 8-bit states are written in fp32, steps are on the CPU
         unless a group is capturable or fused. With stochastic rounding, SGD's states have a `step`, too, of which the
         random numbers are made."""
-        converted = self.register_state_dict_post_hook(OneLaunch._plain_states, prepend=True)
+        converted = self.register_state_dict_post_hook(lambda _, document: self._plain_states(document), prepend=True)
         try:
             return super().state_dict()
         finally:
             converted.remove()
 
-    def _plain_states(self, found: dict[str, Any]) -> None:
-        groups = found["param_groups"]
+    def _plain_states(self, document: dict[str, Any]) -> None:
+        groups = document["param_groups"]
         on_device = {i: group.get("capturable") or group.get("fused") for group in groups for i in group["params"]}
-        found["state"] = {
+        document["state"] = {
             key: self._plain(state, on_device[key]) if key in on_device else state
-            for key, state in found["state"].items()
+            for key, state in document["state"].items()
         }
 
     @staticmethod
@@ -109,22 +97,22 @@ class OneLaunch(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, from a state_dict of this class or of torch's; states come to have `state_dtype`. They are
         copied: torch's own would step those of `state_dict`."""
-        found: dict[str, Any] = {}
-        taken = self.register_load_state_dict_pre_hook(lambda _, final: found.update(final))  # what others made of it
-        copied = self.register_load_state_dict_post_hook(lambda _: self._own_states(found), prepend=True)
+        source: dict[str, Any] = {}
+        before = self.register_load_state_dict_pre_hook(lambda _, final: source.update(final))  # what others made of it
+        after = self.register_load_state_dict_post_hook(lambda _: self._copy_states(source), prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
-            taken.remove()
-            copied.remove()
+            before.remove()
+            after.remove()
         self.forget_tables()
 
-    def _own_states(self, source: dict[str, Any]) -> None:
+    def _copy_states(self, source: dict[str, Any]) -> None:
         """Copy what is still a tensor of `source`; with a `state_dtype`, for which torch gave the weight's, all states
         that a step writes."""
         saved = [i for group in source["param_groups"] for i in group["params"]]
-        own = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(saved, own, strict=True):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(saved, parameters, strict=True):
             state = source["state"].get(i)
             for name, value in state.items() if isinstance(state, dict) else ():
                 if not isinstance(value, torch.Tensor):

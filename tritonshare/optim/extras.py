@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -11,8 +12,9 @@ from ..check import ArgumentError, ArgumentTypeError
 from ..ops.adaptive_update.similarity import Similarity as Given
 
 STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.uint8)
-BUILT_IN = ("tensor", "row")
-Similarity = Given | str
+BuiltIn = Literal["tensor", "row"]
+BUILT_IN = get_args(BuiltIn)
+Similarity = Given | BuiltIn
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,6 @@ class Extras:
         return self.similarity is not None or self.max_norm is not None or self.clear_gradients
 
     @property
-    def built_in(self) -> str | None:
+    def built_in(self) -> BuiltIn | None:
         """ "tensor" or "row" where the similarity is that of gradient and momentum."""
-        return self.similarity if isinstance(self.similarity, str) else None
+        return cast(BuiltIn, self.similarity) if isinstance(self.similarity, str) else None

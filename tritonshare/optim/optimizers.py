@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from . import rules
-from .base import OneLaunch
+from .base import FusedOptimizer
+from .extras import Extras, Similarity
+
+Class = TypeVar("Class")
+Betas = tuple[float | torch.Tensor, float | torch.Tensor]
 
 EXTRAS = """
     Everything of torch's class holds: arguments and defaults, parameter groups, closures, hooks, schedulers,
@@ -38,14 +44,11 @@ EXTRAS = """
 """
 
 
-def documented(summary: str, source: str):
-    """A class decorator: its docstring, and torch's arguments and ours as its signature."""
+def documented(summary: str, source: str) -> Callable[[type[Class]], type[Class]]:
+    """A class decorator that writes its docstring."""
 
-    def decorate(cls: type[OneLaunch]) -> type[OneLaunch]:
+    def decorate(cls: type[Class]) -> type[Class]:
         cls.__doc__ = f"{summary}\n{EXTRAS}\n    Derived from: {source}\n    "
-        ours = inspect.signature(OneLaunch.__init__).parameters.values()
-        theirs = inspect.signature(cls.stepped_by).parameters.values()
-        cls.__signature__ = inspect.Signature([*theirs, *(p for p in ours if p.kind is p.KEYWORD_ONLY)])
         return cls
 
     return decorate
@@ -55,27 +58,135 @@ def documented(summary: str, source: str):
     "torch.optim.SGD: gradient descent with momentum, dampening, Nesterov and weight decay.",
     "Sutskever et al., On the importance of initialization and momentum in deep learning, 2013, as torch has it.",
 )
-class SGD(OneLaunch, torch.optim.SGD):
+class SGD(FusedOptimizer, torch.optim.SGD):
     stepped_by = torch.optim.SGD
     rule = staticmethod(rules.sgd_rule)
     steps_sparse = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | torch.Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        similarity: Similarity = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        max_norm: float | None = None,
+        clear_gradients: bool = False,
+    ) -> None:
+        self.extras = Extras(similarity, state_dtype, stochastic_rounding, seed, max_norm, clear_gradients)
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
 
 
 @documented(
     "torch.optim.Adam, with amsgrad and weight decay.",
     "Kingma and Ba, Adam: A method for stochastic optimization, 2015; amsgrad: Reddi et al., 2018.",
 )
-class Adam(OneLaunch, torch.optim.Adam):
+class Adam(FusedOptimizer, torch.optim.Adam):
     stepped_by = torch.optim.Adam
     rule = staticmethod(rules.adam_rule)
     steps_sparse = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        similarity: Similarity = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        max_norm: float | None = None,
+        clear_gradients: bool = False,
+    ) -> None:
+        self.extras = Extras(similarity, state_dtype, stochastic_rounding, seed, max_norm, clear_gradients)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
 
 @documented(
     "torch.optim.AdamW: Adam with decoupled weight decay.",
     "Loshchilov and Hutter, Decoupled weight decay regularization, 2019.",
 )
-class AdamW(OneLaunch, torch.optim.AdamW):
+class AdamW(FusedOptimizer, torch.optim.AdamW):
     stepped_by = torch.optim.AdamW
     rule = staticmethod(rules.adam_rule)
     steps_sparse = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        similarity: Similarity = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        max_norm: float | None = None,
+        clear_gradients: bool = False,
+    ) -> None:
+        self.extras = Extras(similarity, state_dtype, stochastic_rounding, seed, max_norm, clear_gradients)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )

@@ -22,19 +22,20 @@ from .. import launch, plan
 from ..check import ArgumentError
 from ..ops.adaptive_update import similarity
 from . import rules
-from .layout import Counts, Gradients, Layout, Place, Tensors, lay_out, local
+from .layout import Gradients, Layout, ParamInfo, StepCounts, Tensors, lay_out, local
+from .multi_tensor import CLIP, refuse_capture
 from .rules import Numbers
-from .walk import CLIP, refuse_capture
 
 if TYPE_CHECKING:
-    from .base import OneLaunch
+    from .base import FusedOptimizer
 
 address = torch.Tensor.data_ptr
-stride = torch.Tensor.stride
-negated = torch.Tensor.is_neg
-dtype = torch.Tensor.dtype.__get__
-device = torch.Tensor.device.__get__
-there = partial(is_not, None)
+stride: Any = torch.Tensor.stride
+negated: Any = torch.Tensor.is_neg
+# descriptors, which torch's stubs have as what they return
+dtype: Any = torch.Tensor.dtype.__get__  # pyright: ignore[reportAttributeAccessIssue]
+device: Any = torch.Tensor.device.__get__
+there: Any = partial(is_not, None)
 NOWHERE = 16  # the address of an empty tensor's gradient: 0 says that there is no gradient
 
 
@@ -68,32 +69,41 @@ def pointer_of(t: torch.Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-class Seen:
+class StepInputs:
     """What a step sees of its parameters, and whether it is what the step before saw.
 
     weights, gradients: what this process holds of them; no gradient is held beyond its step. pointers: where they lie.
     known: the parameters are the same; same: and their gradients are the same tensors, where they were.
     """
 
-    def __init__(self, parameters: Tensors, before: Seen | None) -> None:
+    def __init__(self, parameters: Tensors, before: StepInputs | None) -> None:
         self.parameters = parameters
         gradients = [p.grad for p in parameters]
-        known = before is not None and len(parameters) == len(before.parameters)
-        self.known = known and all(map(is_, parameters, before.parameters))
-        self.distributed = before.distributed if self.known else any(hasattr(p, "to_local") for p in parameters)
-        self.weights: Tensors = list(map(local, parameters)) if self.distributed else parameters
-        self.gradients: Gradients = list(map(local, gradients)) if self.distributed else gradients
+        if before is not None and len(parameters) != len(before.parameters):
+            before = None
+        if before is not None and not all(map(is_, parameters, before.parameters)):
+            before = None
+        self.known = before is not None
+        self.distributed = before.distributed if before else any(hasattr(p, "to_local") for p in parameters)
+        self.weights: Tensors = parameters
+        self.gradients: Gradients = gradients
+        if self.distributed:
+            self.weights = list(map(local, parameters))
+            self.gradients = [None if g is None else local(g) for g in gradients]
         self.whole = all(map(there, gradients))
-        found = addresses(list(filter(there, self.gradients)))
-        if 0 in found:
+        pointers = addresses(list(filter(there, self.gradients)))
+        if 0 in pointers:
             self.gradients = list(map(with_memory, self.gradients))
-            found = addresses(list(filter(there, self.gradients)))
-        self.pointers = [*map(address, self.weights), *found]
+            pointers = addresses(list(filter(there, self.gradients)))
+        self.pointers = [*map(address, self.weights), *pointers]
         self.same = False
-        if self.known and self.whole and self.pointers == before.pointers:
+        self.refs: list[ref[torch.Tensor]] = []
+        if before and self.whole and self.pointers == before.pointers:
             self.pointers = before.pointers
-            self.same = all(map(is_, gradients, [ref() for ref in before.refs]))
-        self.refs = before.refs if self.same else [ref(g) for g in gradients] if self.whole else []
+            self.same = all(map(is_, gradients, [gradient() for gradient in before.refs]))
+            self.refs = before.refs
+        if self.whole and not self.same:
+            self.refs = [ref(g) for g in gradients if g is not None]
 
     def release(self) -> None:
         """Let go of the gradients."""
@@ -106,7 +116,7 @@ class Seen:
             return True
         return [pointer % 16 == 0 for pointer in chain(*self.addresses())]
 
-    def weights_are_where(self, other: Seen) -> bool:
+    def weights_are_where(self, other: StepInputs) -> bool:
         """Whether all weights lie where they were."""
         count = len(self.parameters)
         return self.pointers[:count] == other.pointers[:count]
@@ -123,7 +133,7 @@ class Seen:
         return weights, gradients
 
 
-class Kinds(NamedTuple):
+class LayoutKey(NamedTuple):
     """All of weights and gradients that a layout depends on."""
 
     weights: list[Any]
@@ -136,19 +146,23 @@ class Stepper:
     """Steps the parameters that `choose` gives, a list for each group. `first`: the index of the first of them among
     all of the optimizer's. An optimizer owns its steppers: they do not keep it alive."""
 
-    def __init__(self, optimizer: OneLaunch, choose: Callable[[OneLaunch], Sequence[Tensors]], first: int = 0) -> None:
+    def __init__(
+        self, optimizer: FusedOptimizer, choose: Callable[[FusedOptimizer], Sequence[Tensors]], first: int = 0
+    ) -> None:
         self._optimizer, self.choose, self.first = ref(optimizer), choose, first
-        self.counts = Counts()
-        self._seen: Seen | None = None
+        self.counts = StepCounts()
+        self._inputs: StepInputs | None = None
         self._key: Any = None
-        self._kinds = Kinds([], [], [], False)
+        self._kinds = LayoutKey([], [], [], False)
         self._layout: Layout | None = None
         self._states: tuple[Any, int] = (None, 0)  # the optimizer's state after the last step, and its length
         self._on_device: dict[tuple[str, torch.device], torch.Tensor] = {}
 
     @property
-    def optimizer(self) -> OneLaunch:
-        return self._optimizer()
+    def optimizer(self) -> FusedOptimizer:
+        optimizer = self._optimizer()
+        assert optimizer is not None  # it owns its steppers
+        return optimizer
 
     @torch.inference_mode(False)  # what is made for later steps may be written in them
     @torch.no_grad()
@@ -157,10 +171,10 @@ class Stepper:
         skip = getattr(self.optimizer, "found_inf", None)
         numbers = self._numbers()
         chosen = self.choose(self.optimizer)
-        seen = Seen(list(chain.from_iterable(chosen)), self._seen)
-        similarities, alongs = self._similarities(seen)
-        layout = self._up_to_date(seen, alongs, list(map(len, chosen)))
-        self._send(layout, seen, similarities, numbers)
+        inputs = StepInputs(list(chain.from_iterable(chosen)), self._inputs)
+        similarities, alongs = self._similarities(inputs)
+        layout = self._up_to_date(inputs, alongs, list(map(len, chosen)))
+        self._send(layout, inputs, similarities, numbers)
 
         # from here on nothing fails, and things are written
         if layout.states:
@@ -168,85 +182,85 @@ class Stepper:
                 self.optimizer.state.setdefault(p, {}).update(state)
             layout.states = {}
         if layout.plain:
-            made_in_it = any(place.parameter.is_inference() for place in layout.plain)
+            made_in_it = any(info.parameter.is_inference() for info in layout.plain)
             with torch.inference_mode() if made_in_it else nullcontext():  # else torch writes them no more
-                self._step_plain(layout.plain, seen, numbers, similarities, scale, skip)
+                self._step_plain(layout.plain, inputs, numbers, similarities, scale, skip)
         self.counts.spread()
         clip = self._clip(layout, scale)
         keep = "untouched" if scale is None else "unscaled"
         if options.clear_gradients and skip is None:  # a step that is skipped has to clear, too: below
             keep = "zero"
-        for part in layout.parts:
-            device = part.walk.kind.device
-            for i, copy in part.copies.items():
-                if seen.gradients[i] is not None:
-                    copy.copy_(seen.gradients[i])
-            random = options.stochastic_rounding and part.walk.kind.weight == torch.bfloat16
+        for bucket in layout.buckets:
+            device = bucket.multi_tensor.kind.device
+            for i, copy in bucket.copies.items():
+                if (gradient := inputs.gradients[i]) is not None:
+                    copy.copy_(gradient)
+            random = options.stochastic_rounding and bucket.multi_tensor.kind.weight == torch.bfloat16
             seed = self._constant("seed", options.seed, torch.int64, device) if random else None
-            part.walk.update(layout.hypers[device], keep, _to(scale, device), clip, _to(skip, device), seed)
+            bucket.multi_tensor.update(layout.hypers[device], keep, _to(scale, device), clip, _to(skip, device), seed)
             if keep != "untouched":
-                for i, copy in part.copies.items():
-                    if seen.gradients[i] is not None:
+                for i, copy in bucket.copies.items():
+                    if (gradient := inputs.gradients[i]) is not None:
                         with writing_gradients():
-                            seen.gradients[i].copy_(copy)
-        of = layout.stepped
-        torch.autograd.graph.increment_version(of if seen.whole else [p for p in of if p.grad is not None])
+                            gradient.copy_(copy)
+        stepped = layout.stepped
+        torch.autograd.graph.increment_version(stepped if inputs.whole else [p for p in stepped if p.grad is not None])
         if options.clear_gradients and keep != "zero":
-            fill_with_zeros(list(filter(there, seen.gradients)))
-        seen.release()
+            fill_with_zeros(list(filter(there, inputs.gradients)))
+        inputs.release()
         self._states = self.optimizer.state, len(self.optimizer.state)
 
     # Before anything is written.
 
     def _numbers(self) -> list[Numbers]:
-        found = [rules.numbers(group) for group in self.optimizer.param_groups]
-        for i, of in enumerate(found):
-            for name, value in of.items():
+        numbers: list[Numbers] = [rules.numbers(group) for group in self.optimizer.param_groups]
+        for i, of_group in enumerate(numbers):
+            for name, value in of_group.items():
                 if not isfinite(value) and not name.startswith("log_"):
                     raise ArgumentError(f"step: {name} of parameter group {i} must be finite, but is {value}")
-        return found
+        return numbers
 
-    def _similarities(self, seen: Seen) -> tuple[list[torch.Tensor | None], list[str | None]]:
+    def _similarities(self, inputs: StepInputs) -> tuple[list[torch.Tensor | None], list[str | None]]:
         """The user's similarities of the parameters that have gradients, and how the kernels read them."""
-        of = self.optimizer.extras
-        if of.similarity is None or of.built_in:
+        given = self.optimizer.extras.similarity
+        if given is None or isinstance(given, str):
             return [], []
-        found: list[torch.Tensor | None] = [None] * len(seen.parameters)
-        alongs: list[str | None] = [None] * len(seen.parameters)
-        for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
-            if g is not None and isinstance(of.similarity, (int, float)):
-                found[i], alongs[i] = self._constant("similarity", of.similarity, torch.float32, w.device), "tensor"
+        resolved: list[torch.Tensor | None] = [None] * len(inputs.parameters)
+        alongs: list[str | None] = [None] * len(inputs.parameters)
+        for i, (p, w, g) in enumerate(zip(inputs.parameters, inputs.weights, inputs.gradients, strict=True)):
+            if g is not None and isinstance(given, (int, float)):
+                resolved[i], alongs[i] = self._constant("similarity", given, torch.float32, w.device), "tensor"
             elif g is not None:
-                found[i] = similarity.resolve(of.similarity, p, self._name(i))
-                alongs[i] = similarity.along_of(found[i], w)
-        return found, alongs
+                resolved[i] = similarity.resolve(given, p, self._name(i))
+                alongs[i] = similarity.along_of(resolved[i], w)
+        return resolved, alongs
 
-    def _up_to_date(self, seen: Seen, alongs: list[str | None], lengths: list[int]) -> Layout:
-        """The layout that serves what is seen, in groups of these lengths: the one before, or a new one."""
+    def _up_to_date(self, inputs: StepInputs, alongs: list[str | None], lengths: list[int]) -> Layout:
+        """The layout that serves these inputs, in groups of these lengths: the one before, or a new one."""
         of_group = [self.optimizer.rule(group) for group in self.optimizer.param_groups]
         key = plan.override_key(), of_group, lengths
-        kept = self.optimizer.state is self._states[0] and len(self.optimizer.state) == self._states[1]
-        old = self._layout if seen.known and kept and key == self._key else None
-        if old is not None and seen.same and alongs == self._kinds.alongs:
-            self._seen = seen
+        same_states = self.optimizer.state is self._states[0] and len(self.optimizer.state) == self._states[1]
+        old = self._layout if inputs.known and same_states and key == self._key else None
+        if old is not None and inputs.same and alongs == self._kinds.alongs:
+            self._inputs = inputs
             return old
-        self._refuse_freed(seen)
-        stay = old is not None and seen.weights_are_where(self._seen)
-        weights = self._kinds.weights if stay else kinds_of(seen.weights)
-        kinds = Kinds(weights, kinds_of(seen.gradients), alongs, seen.aligned)
+        self._refuse_freed(inputs)
+        stay = old is not None and self._inputs is not None and inputs.weights_are_where(self._inputs)
+        weights = self._kinds.weights if stay else kinds_of(inputs.weights)
+        kinds = LayoutKey(weights, kinds_of(inputs.gradients), alongs, inputs.aligned)
         if old is None or not self._serves(old, kinds):
-            before = self._layout.members if self._layout is not None and seen.known else frozenset()
-            places = self._places(seen, alongs, of_group, lengths, before)
+            before = self._layout.members if self._layout is not None and inputs.known else frozenset()
+            infos = self._infos(inputs, alongs, of_group, lengths, before)
             self._layout = None  # where the next line raises, the step after begins anew
-            old = lay_out(places, seen.gradients, self.optimizer, self.counts)
+            old = lay_out(infos, inputs.gradients, self.optimizer, self.counts)
             self._kinds = kinds
-        self._layout, self._seen, self._key = old, seen, key
+        self._layout, self._inputs, self._key = old, inputs, key
         return old
 
-    def _refuse_freed(self, seen: Seen) -> None:
+    def _refuse_freed(self, inputs: StepInputs) -> None:
         """Raise where a weight or gradient has no memory: its address is 0, or its offset from there."""
-        if min(seen.pointers, default=NOWHERE) < 2**32:
-            for name, tensors in (("memory", seen.weights), ("gradient", seen.gradients)):
+        if min(inputs.pointers, default=NOWHERE) < 2**32:
+            for name, tensors in (("memory", inputs.weights), ("gradient", inputs.gradients)):
                 for i, t in enumerate(tensors):
                     held = t is None or t.layout != torch.strided or not t.numel() or t.untyped_storage().nbytes()
                     if not held:
@@ -255,7 +269,7 @@ class Stepper:
     def _name(self, i: int) -> str:
         return f"{type(self.optimizer).__name__}: parameter {self.first + i}"
 
-    def _serves(self, layout: Layout, kinds: Kinds) -> bool:
+    def _serves(self, layout: Layout, kinds: LayoutKey) -> bool:
         """Whether tensors of these kinds can go where the layout's went. That a gradient is missing is no matter."""
         if kinds == self._kinds:
             return True
@@ -269,35 +283,42 @@ class Stepper:
                     return False
         return True
 
-    def _places(
-        self, seen: Seen, alongs: list[str | None], of_group: list[Any], lengths: list[int], before: frozenset[int]
-    ) -> list[Place]:
+    def _infos(
+        self,
+        inputs: StepInputs,
+        alongs: list[str | None],
+        of_group: list[Any],
+        lengths: list[int],
+        before: frozenset[int],
+    ) -> list[ParamInfo]:
         groups = [g for g, length in enumerate(lengths) for _ in range(length)]
-        places = []
-        for i, (p, w, g) in enumerate(zip(seen.parameters, seen.weights, seen.gradients, strict=True)):
+        infos = []
+        for i, (p, w, g) in enumerate(zip(inputs.parameters, inputs.weights, inputs.gradients, strict=True)):
             if g is not None or i in before:
                 along = alongs[i] if alongs else None
-                places.append(Place(self._name(i), i, self.first + i, groups[i], p, w, of_group[groups[i]], along))
-        return places
+                infos.append(ParamInfo(self._name(i), i, self.first + i, groups[i], p, w, of_group[groups[i]], along))
+        return infos
 
     def _send(
-        self, layout: Layout, seen: Seen, similarities: list[torch.Tensor | None], numbers: list[Numbers]
+        self, layout: Layout, inputs: StepInputs, similarities: list[torch.Tensor | None], numbers: list[Numbers]
     ) -> None:
         """Bring the tables on the devices up to date."""
-        if layout.parts and (layout.sent is not seen.pointers or similarities):
-            weights, gradients = seen.addresses()
-            for part in layout.parts:
-                along = part.walk.kind.along
-                part.similarities = [
-                    None if similarities[i] is None else similarity.laid_out(similarities[i], seen.weights[i], along)
-                    for i in (part.indices if similarities else ())
+        if layout.buckets and (layout.sent is not inputs.pointers or similarities):
+            weights, gradients = inputs.addresses()
+            for bucket in layout.buckets:
+                along = bucket.multi_tensor.kind.along
+                bucket.similarities = [
+                    None if (s := similarities[i]) is None else similarity.laid_out(s, inputs.weights[i], along)
+                    for i in (bucket.indices if similarities else ())
                 ]
-                of = [gradients[i] for i in part.indices]
-                for k, i in enumerate(part.indices if part.copies else ()):
-                    if i in part.copies and of[k]:
-                        of[k] = part.copies[i].data_ptr()
-                part.walk.send([weights[i] for i in part.indices], of, list(map(pointer_of, part.similarities)))
-            layout.sent = seen.pointers
+                read = [gradients[i] for i in bucket.indices]
+                for k, i in enumerate(bucket.indices if bucket.copies else ()):
+                    if i in bucket.copies and read[k]:
+                        read[k] = bucket.copies[i].data_ptr()
+                bucket.multi_tensor.send(
+                    [weights[i] for i in bucket.indices], read, list(map(pointer_of, bucket.similarities))
+                )
+            layout.sent = inputs.pointers
         if numbers != layout.numbers:
             for device, hypers in layout.hypers.items():
                 refuse_capture(device, "options of a parameter group")
@@ -334,8 +355,9 @@ class Stepper:
             return None
         from ..kernels import adaptive_update
 
-        for part in layout.parts:
-            part.walk.square_sums(part.sums)
+        for bucket in layout.buckets:
+            if bucket.sums is not None:
+                bucket.multi_tensor.square_sums(bucket.sums)
         device = layout.sums.device
         out = torch.empty(2, dtype=torch.float32, device=device)
         if layout.clip is None:
@@ -347,8 +369,8 @@ class Stepper:
 
     def _step_plain(
         self,
-        places: Sequence[Place],
-        seen: Seen,
+        infos: Sequence[ParamInfo],
+        inputs: StepInputs,
         numbers: list[Numbers],
         similarities: list[torch.Tensor | None],
         scale: torch.Tensor | None,
@@ -358,21 +380,21 @@ class Stepper:
         if skip is not None and float(skip):
             return
         optimizer, of = self.optimizer, self.optimizer.extras
-        places = [place for place in places if seen.gradients[place.index] is not None]
+        stepped = [(info, g) for info in infos if (g := inputs.gradients[info.index]) is not None]
+        gradients = [g for _, g in stepped]
         if scale is not None:
             with writing_gradients():
-                for place in places:
-                    seen.gradients[place.index].div_(_to(scale, place.weight.device))
+                for g in gradients:
+                    g.div_(torch.as_tensor(scale, dtype=torch.float32, device=g.device))
         if not of.beyond_torch:
-            step_by_torch(optimizer, places)
+            step_by_torch(optimizer, [info for info, _ in stepped])
             return
-        gradients = [seen.gradients[place.index] for place in places]
         factor = None
         if of.max_norm is not None and gradients:
             optimizer.grad_norm = torch.nn.utils.get_total_norm(gradients)
             factor = (of.max_norm / (optimizer.grad_norm + 1e-6)).clamp(max=1)
-        for place, g in zip(places, gradients, strict=True):
-            p, w, rule, n = place.parameter, place.weight, place.rule, numbers[place.group]
+        for info, g in stepped:
+            p, w, rule, n = info.parameter, info.weight, info.rule, numbers[info.group]
             state = optimizer.state[p]
             first = rule.counts or not rule.states or state.get(rule.states[0]) is None
             if rule.counts and "step" not in state:
@@ -384,8 +406,8 @@ class Stepper:
             if of.built_in:
                 s = rules.cosine(-g if n["sign"] < 0 else g, states[0], of.built_in)
             else:
-                s = similarities[place.index] if similarities else None
-            rate = rules.rate(optimizer.param_groups[place.group])
+                s = similarities[info.index] if similarities else None
+            rate = rules.rate(optimizer.param_groups[info.group])
             n = n if rate is None else {**n, "lr": rate.item()}
             steps = float(state["step"]) if rule.counts else float(not first)
             rules.update(rule, w, g if factor is None else g * factor, states, steps, n, s)
@@ -395,19 +417,19 @@ class Stepper:
             fill_with_zeros(gradients)
 
 
-def step_by_torch(optimizer: OneLaunch, places: Sequence[Place]) -> None:
+def step_by_torch(optimizer: FusedOptimizer, infos: Sequence[ParamInfo]) -> None:
     """torch's own step, of these parameters alone; without the hooks, which run around ours, and without GradScaler's
     numbers, which have been heeded."""
-    kept = [group["params"] for group in optimizer.param_groups]
+    before = [group["params"] for group in optimizer.param_groups]
     scaling = {name: vars(optimizer).pop(name) for name in ("grad_scale", "found_inf") if name in vars(optimizer)}
     step = inspect.unwrap(optimizer.stepped_by.step)
     try:
         for i, group in enumerate(optimizer.param_groups):
-            group["params"] = [place.parameter for place in places if place.group == i]
+            group["params"] = [info.parameter for info in infos if info.group == i]
         with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
             step(optimizer)
     finally:
-        for group, params in zip(optimizer.param_groups, kept, strict=True):
+        for group, params in zip(optimizer.param_groups, before, strict=True):
             group["params"] = params
         vars(optimizer).update(scaling)
 
@@ -421,7 +443,7 @@ def fill_with_zeros(gradients: Tensors) -> None:
     at_once = [g for g in gradients if not g.is_neg()]  # torch refuses those that it negates when they are read
     with writing_gradients():
         if at_once:
-            torch._foreach_zero_(at_once)
+            torch._foreach_zero_(at_once)  # pyright: ignore[reportPrivateImportUsage]  (torch has no public one)
         for g in gradients:
             if g.is_neg():
                 g.zero_()

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from .. import gate
-from .base import OneLaunch
+from .base import FusedOptimizer
 from .optimizers import SGD, Adam, AdamW
 
 Tensors = Sequence[torch.Tensor]
 Found = dict[str, torch.Tensor]
 
-RULES: Mapping[str, tuple[type[OneLaunch], Mapping[str, Any]]] = {
+RULES: Mapping[str, tuple[type[FusedOptimizer], Mapping[str, Any]]] = {
     "SGD": (SGD, {"lr": 0.1}),
     "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     "Adam": (Adam, {"lr": 0.01, "eps": 1e-4}),  # fp16 has no 1e-8, which torch computes with
@@ -63,8 +63,10 @@ def check(rule: str, dtype: torch.dtype, device: torch.device | str, steps: int 
     cls, options = RULES[rule]
     initial, gradients = tensors(SHAPES, dtype), [tensors(SHAPES, dtype, seed=1 + i) for i in range(steps)]
 
+    torchs: Any = cls.stepped_by  # each with arguments of its own
+
     def by_torch(of: torch.dtype) -> Found:
-        return trajectory(lambda p: cls.stepped_by(p, **options, foreach=False), initial, gradients, of, device=device)
+        return trajectory(lambda p: torchs(p, **options, foreach=False), initial, gradients, of, device=device)
 
     found = trajectory(lambda p: cls(p, **options), initial, gradients, dtype, device=device)
     return compare(found, by_torch(torch.float64), by_torch(dtype))

@@ -24,8 +24,8 @@ CACHED_BYTES = 24 << 20  # of gradient and momentum between a similarity and the
 
 def plan_of(state: torch.dtype | None, rule: Rule) -> Plan:
     """Block sizes of `update`; 8-bit states take more elements a thread, for accesses of 16 bytes."""
-    own = Plan.of(CHUNK=4096, BLOCK=2048 if state == torch.uint8 and rule.states else 1024, num_stages=1)
-    chosen = own.changed(dict(plan.override().plan))
+    default = Plan.of(CHUNK=4096, BLOCK=2048 if state == torch.uint8 and rule.states else 1024, num_stages=1)
+    chosen = default.changed(dict(plan.override().plan))
     if chosen["CHUNK"] % chosen["BLOCK"] or chosen["BLOCK"] % STATE_BLOCK or chosen["BLOCK"] > PADDING:
         limits = f"BLOCK of {STATE_BLOCK} and at most {PADDING}"
         raise ArgumentError(f"using: CHUNK must be a multiple of BLOCK, and {limits}, but they are {chosen}")
@@ -39,7 +39,7 @@ CLIP = Plan.of(BLOCK=1024, num_stages=1)
 
 
 @dataclass(frozen=True)
-class Kind:
+class LaunchKey:
     """What the tensors of one launch have in common: everything that is compiled into the kernel."""
 
     rule: Rule
@@ -95,10 +95,10 @@ def chunks_of(numel: int, chunk: int) -> int:
     return max(1, ceil_div(numel, chunk))  # an empty tensor counts its steps, too
 
 
-class Walk:
+class MultiTensorUpdate:
     """The launches for the tensors of a kind. Addresses are sent to the device only where one has moved."""
 
-    def __init__(self, kind: Kind, members: Sequence[Member], extras: Extras, blocks: Plan) -> None:
+    def __init__(self, kind: LaunchKey, members: Sequence[Member], extras: Extras, blocks: Plan) -> None:
         from ..kernels import adaptive_update as fields
 
         self.kind, self.members, self.extras, self.plan = kind, members, extras, blocks
