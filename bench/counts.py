@@ -123,7 +123,7 @@ def counted(launch: RecordedLaunch, arch: str, like: Row | None = None) -> dict[
     compiled = launch.compile(arch)
     code = inspect(compiled)
     per_processor = resident(code.registers, code.shared_bytes, compiled.metadata.num_warps)
-    wave = plan.DEVICES[arch].processors * per_processor
+    wave = plan.DEVICES[arch].sms * per_processor
 
     def ran(programs: Sequence[int], memory: GlobalMemory) -> Counters:
         options = Options(counting=True, programs=programs)

@@ -12,7 +12,7 @@ Tiles    forward: BLOCK_M rows of x walk over y, BLOCK_N rows at a time, with th
          and index per row; or [BLOCK_M, TOP] of both in 64 bits, in no order, into which a block's best enters for the
          worst, as long as there is a row in which it beats that. Of near pairs (see kernels/similarity.py) those are
          computed from differences, one of each row at a time, that may be no worse than what is there. Few rows of x
-         would keep few processors busy: there y is split, and `merge` finds the best of all splits' best
+         would keep few SMs busy: there y is split, and `merge` finds the best of all splits' best
          backward_x: BLOCK_M rows, BLOCK_C columns at a time. backward_features: BLOCK_D columns of one piece of the
          pairs of one row of y, as in kernels/segment_sum.py, whose sum_pieces adds up pieces
 Traffic  similarity.row_squares first. forward: x once per split (again for each block of y where K is more than

@@ -57,7 +57,7 @@ def split_reduction(first, INNER: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def cut_to_tf32(a):
-    """As the matrix unit reads it, so that a sum of such numbers is that of its products."""
+    """As the tensor core reads it, so that a sum of such numbers is that of its products."""
     return (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 

@@ -93,7 +93,7 @@ def check_accesses(launch, code, told):
     if geo.CG * item % 16 == 0 and geo.KG * item % 16 == 0:
         assert code.wide_loads > 0, told
         assert code.wide_stores > 0, told
-        if item == 2:  # 4-byte operands can need a transposition on their way into the matrix unit
+        if item == 2:  # 4-byte operands can need a transposition on their way into the tensor core
             computed = {"backward_input": True, "backward_weight": geo.WINDOW == 1}.get(launch.kernel, False)
             assert code.async_copies > 0 or stages_of(computed), told
             of_codebooks = getattr(geo, "shared", None) is not None  # their values are read one by one

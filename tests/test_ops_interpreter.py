@@ -103,7 +103,7 @@ def in_tf32(parameters):
 @pytest.mark.parametrize("family", ["random", "near"])
 @pytest.mark.parametrize(("op", "case"), in_tf32(cases("tiny")))
 def test_gate_in_tf32(op, case, family):
-    """Operands lose the digits that a matrix unit does not read."""
+    """Operands lose the digits that a tensor core does not read."""
     with numbers("tf32") as dtype:
         passes_the_gate(op, case, gate.make_tensors(case, dtype, family=family), family)
 

@@ -213,7 +213,7 @@ def adaptive_update_(
 def segment_sum(input: torch.Tensor, segments: torch.Tensor, count: int) -> torch.Tensor:
     """Sums of rows by segment, without atomics: `output[s] = sum of input[n] over all n with segments[n] == s`.
 
-    A stable sort brings rows into the order of their segments. They are summed in that order, in fp32 and in chunks
+    A stable sort brings rows into the order of their segments. They are summed in that order, in fp32 and in pieces
     whose sums are added in a fixed order, so the result has the same bits on every run. A segment's sum depends on its
     own rows only.
 

@@ -23,10 +23,11 @@ from .check import ArgumentError
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan may depend on. `shared` is the shared memory that one program can have, in bytes."""
+    """What a plan may depend on. sms: how many streaming multiprocessors (on AMD, compute units) there are. shared: how
+    much shared memory one program can have, in bytes."""
 
     arch: str
-    processors: int
+    sms: int
     shared: int
 
     @property

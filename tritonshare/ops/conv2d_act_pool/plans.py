@@ -24,7 +24,7 @@ SIZES = {
         BY_BOX: ("BLOCK_K", "BLOCK_M", "BLOCK_RED"),
     },
 }
-BLOCKS = (16, 32, 64, 128, 256)  # the matrix units' smallest, and what registers can hold at all
+BLOCKS = (16, 32, 64, 128, 256)  # the smallest that tensor cores take, and what registers can hold at all
 VALUES = dict.fromkeys(("BLOCK_C", "BLOCK_K", "BLOCK_M", "BLOCK_RED"), BLOCKS)
 VALUES |= {"POSITIONS": range(1, 65), "SHARE_INPUTS": (0, 1)}
 TILE = 64 * 64  # of fp32, a quarter of what four warps have: 32 registers a thread
@@ -174,7 +174,7 @@ class ConvHeuristic(Heuristic):
         return 2 if positions < self.geo.WINDOW or self.geo.CG % 8 != 0 else 4
 
     def _staged(self, pass_: str, variant: str = "", **blocks: int) -> Plan:
-        """As many stages as leave room for two programs on a processor; a gradient to the input whose channels are read
+        """As many stages as leave room for two programs on an SM; a gradient to the input whose channels are read
         one by one spills with four.
 
         Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).

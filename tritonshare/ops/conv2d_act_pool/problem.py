@@ -225,11 +225,11 @@ class ConvProblem(choose.Planned):
 
     def splits(self, batch: int) -> tuple[int, int]:
         """How many programs share the pooled pixels in backward_weight, and how many pixels each has: about two
-        programs per processor, of 128 pixels or more. The order of the sums is the geometry's: plans have no say."""
+        programs per SM, of 128 pixels or more. The order of the sums is the geometry's: plans have no say."""
         geo = self.geo
         pixels = batch * geo.h.pooled * geo.w.pooled
         tiles = geo.groups * ceil_div(geo.KG, 64) * ceil_div(geo.RED, 64)
-        wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), pixels // 128))
+        wanted = max(1, min(ceil_div(2 * self.facts.sms, tiles), pixels // 128))
         each = ceil_div(ceil_div(pixels, wanted), 64) * 64
         return ceil_div(pixels, each), each
 

@@ -16,7 +16,7 @@ def case(name: str, tags: str, rows: int, columns: int, count: int, sizes: tuple
     return Case(name, tuple(tags.split()), ((rows, columns), ids), {"count": count})
 
 
-CHUNKS = (LENGTH, LENGTH + 1, 2 * LENGTH, 0, LENGTH - 1, 1)  # rows of segments about as long as a chunk
+PIECES = (LENGTH, LENGTH + 1, 2 * LENGTH, 0, LENGTH - 1, 1)  # rows of segments about as long as a piece
 CASES = (
     case("ragged", "tiny laws", 37, 5, 4),
     case("exact", "tiny laws", 64, 16, 3),
@@ -25,7 +25,7 @@ CASES = (
     case("empty_segments", "edge laws", 3, 4, 40),
     case("one_long_segment", "edge laws", 600, 3, 1),
     case("long_and_short", "edge", 1000, 2, 3),
-    case("whole_pieces", "edge", sum(CHUNKS), 2, len(CHUNKS), CHUNKS),
+    case("whole_pieces", "edge", sum(PIECES), 2, len(PIECES), PIECES),
     case("many_columns", "edge", 20, 300, 2),
     # the sums of a k-means step, of a layer's tokens by cluster, and of a weight's gradient by codebook entry
     case("kmeans_images", "layer chips", 60_000, 784, 256),

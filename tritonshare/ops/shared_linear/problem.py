@@ -119,10 +119,10 @@ class LinearProblem(choose.Planned):
 
     @cached_property
     def layer(self) -> SharedLinear:
-        """Forward's reduction is cut in splits: about two programs a processor where one block of the batch has them,
+        """Forward's reduction is cut in splits: about two programs per SM where one block of the batch has them,
         of 512 elements or more. Plans and the batch have no say."""
         tiles = ceil_div(self.shared.rows, 128)
-        wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), self.shared.count // 512))
+        wanted = max(1, min(ceil_div(2 * self.facts.sms, tiles), self.shared.count // 512))
         each = ceil_div(ceil_div(self.shared.count, wanted), STEP) * STEP
         return SharedLinear(self.shared, each, *launch.operands(self.dtype, self.precision).values())
 
@@ -226,10 +226,10 @@ class LinearProblem(choose.Planned):
         return grads
 
     def batch_splits(self, batch: int) -> tuple[int, int]:
-        """How many programs share the batch in backward_codebook, and how many rows each has: about two programs a
-        processor, of 128 rows or more. The order of the sums is the weight's: plans have no say."""
+        """How many programs share the batch in backward_codebook, and how many rows each has: about two programs per
+        SM, of 128 rows or more. The order of the sums is the weight's: plans have no say."""
         tiles = ceil_div(self.shared.rows, 64) * ceil_div(self.shared.count, 64)
-        wanted = max(1, min(ceil_div(2 * self.facts.processors, tiles), batch // 128))
+        wanted = max(1, min(ceil_div(2 * self.facts.sms, tiles), batch // 128))
         each = ceil_div(ceil_div(batch, wanted), STEP) * STEP
         return ceil_div(batch, each), each
 

@@ -185,11 +185,11 @@ class PairsProblem(RowsProblem):
             self._merge(splits)(matrices * m, partial, values, exact, indices, splits, matrices * m, number)
 
     def splits(self, programs: int) -> tuple[int, int]:
-        """In how many parts the rows of y are searched, and the rows of each: about two programs a processor where one
+        """In how many parts the rows of y are searched, and the rows of each: about two programs per SM where one
         for each block of rows of x leaves some idle. What is found does not depend on it."""
         wanted = 1
-        if programs < self.facts.processors:
-            wanted = min(ceil_div(2 * self.facts.processors, programs), MERGED // self.sim.TOP)
+        if programs < self.facts.sms:
+            wanted = min(ceil_div(2 * self.facts.sms, programs), MERGED // self.sim.TOP)
         return in_steps(self.n, wanted)
 
     def gradients_of_rows(self, grad, x, y, scalars, values, indices, s, t, exact, needs) -> list[torch.Tensor | None]:

@@ -102,9 +102,9 @@ class RowsProblem(choose.Planned):
         return in_steps(self.n, min(32, self.n // SPLIT))
 
     def splits_of_x(self, matrices: int, m: int, columns: int) -> tuple[int, int]:
-        """About two programs a processor, for results [matrices, N, columns] of tiles of 64 x 128."""
+        """About two programs per SM, for results [matrices, N, columns] of tiles of 64 x 128."""
         tiles = matrices * ceil_div(self.n, 64) * ceil_div(columns, 128)
-        return in_steps(m, ceil_div(2 * self.facts.processors, tiles))
+        return in_steps(m, ceil_div(2 * self.facts.sms, tiles))
 
     @cached_property
     def _row_squares(self) -> launch.Launcher:
