@@ -57,11 +57,11 @@ class Subject:
     provider: str
 
     @property
-    def key(self) -> Key:
+    def key(self) -> tuple[str, str, str, str, str, str]:
         return (self.op, self.case, self.dtype, self.layout, self.pass_, self.provider)
 
     def not_timed(self, status: str, why: str) -> NotTimed:
-        return NotTimed(**asdict(self), status=status, why=why)
+        return NotTimed(*self.key, status, why)
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class StepSubject:
     provider: str
 
     @property
-    def key(self) -> Key:
+    def key(self) -> tuple[str, str, str, str]:
         return (self.model, self.rule, self.dtype, self.provider)
 
     def not_timed(self, status: str, why: str) -> StepNotTimed:
-        return StepNotTimed(**asdict(self), status=status, why=why)
+        return StepNotTimed(*self.key, status, why)
 
 
 class Measured:
