@@ -1,4 +1,4 @@
-"""What an op is, and the way of a call: written once for all ops. What binds it to torch stands in binding.py.
+"""What an op is, and how a call runs: written once for all ops. binding.py binds ops to torch.
 
 An op is declared in tritonshare/ops as one `Op` record. In eager mode a call goes
 
@@ -32,37 +32,38 @@ from .explanation import explained
 from .launch import CPU, KERNELS, REFERENCE
 
 REGISTRY: dict[str, Op] = {}
-FUNCTIONS: dict[str, Callable[..., Any]] = {}  # the public ones, by name
+FUNCTIONS: dict[str, Callable[..., Any]] = {}  # the public functions, by name
 CACHED_PROBLEMS = 4096
 UNKNOWN = object()
-_autocasts = torch._C._is_any_autocast_enabled  # a name of this module is found sooner
+_autocasts = torch._C._is_any_autocast_enabled  # looked up faster as a name of this module
 
 
 @dataclass(frozen=True)
 class Op:
-    """One declaration; the tests, the benchmarks and the bindings are generated from it.
+    """The declaration of an op. Tests, benchmarks and bindings are generated from it.
 
-    schema: arguments of the registered operator, tensors first, options in canonical form.
-    outputs: of the registered operator: the public ones and what is saved.
-    returns: how many are public. The first one has the gradient; others have none, such as indices.
-    batched: the tensors whose axis 0 is the batch, which is no part of a problem; all of them have the same.
-    scalars: how many of its options may be tensors of one element instead of numbers: the last ones. Those tensors are
-        the last ones, in the same order, each named as its option with "_tensor" behind it. No problem, kernel or
-        compiled code is particular to a value; that of a tensor is read by kernels alone. They are not autocast.
-    per_sample: whether sample n of the output is made of sample n of the batched tensors.
-    contract: clauses over the arguments by name.
-    canonical: (tensors, options as a caller writes them) -> options as the schema has them, which it leaves alone.
+    schema: the arguments of the registered operator: first tensors, then options in canonical form.
+    outputs: how many outputs the registered operator has: the public ones, and what is saved for the backward.
+    returns: how many of them are public. The first one has a gradient; others, such as indices, have none.
+    batched: the tensors whose axis 0 is the batch. They all have the same batch, which is not part of a problem.
+    scalars: how many options, counted from the end, may be tensors of one element instead of numbers. Those tensors are
+        the last tensors, in the same order, each named like its option with "_tensor" behind. No problem, kernel or
+        compiled code is particular to a value, and only kernels read that of a tensor. They are not autocast.
+    per_sample: whether sample n of the output depends on sample n of the batched tensors alone.
+    contract: clauses over the arguments, by name.
+    canonical: (tensors, options as a caller writes them) -> options in canonical form, which it leaves unchanged.
     problem: (tensors, options) -> Problem.
     cpu: the same for CPU tensors where no kernel runs, of torch's own functions. None: the reference computes them.
-    reference: the op in plain differentiable torch, on canonical arguments; declared as a function of the tensors
-        without those of scalars, and of options in which scalars are either.
-    cases: named geometries, for tests, compilation and benchmarks.
-    precision: torch's switch for products of fp32: "tf32" or "ieee".
+    reference: the op in plain differentiable torch, on canonical arguments. It is declared as a function of the tensors
+        without those of scalars, and of options in which a scalar is a number or a tensor.
+    cases: named cases, for tests, compilation and benchmarks.
+    precision: returns what torch's switch says about products of fp32: "tf32" or "ieee".
     draw: a random small case, for property tests.
     laws: identities that hold bit for bit on integer-valued tensors.
-    rivals: what benchmarks set beside it, by name, beyond its reference, eager and compiled.
-    autocast: options as a caller writes them -> what torch's autocast makes of the tensors: "low", its lower dtype, as
-        of a product's operands; "fp32", as of those of torch.cdist; "none": they are left as they are.
+    rivals: what benchmarks time beside the op, by name, beyond its reference, eager and compiled.
+    autocast: options as a caller writes them -> what torch's autocast does to the tensors: "low" casts them to its
+        lower dtype, like operands of a product; "fp32" casts them to fp32, like those of torch.cdist; "none" leaves
+        them.
     """
 
     name: str
@@ -89,12 +90,12 @@ class Op:
         self._check_schema()
         if self.scalars:
             declared = self.reference
-            object.__setattr__(self, "reference", lambda *args: declared(*self._either(args)))
+            object.__setattr__(self, "reference", lambda *args: declared(*self._scalars_once(args)))
         binding.register(self)
         REGISTRY[self.name] = self
 
     def _check_schema(self) -> None:
-        """Raise one sentence, with the op's name, on a schema that no op can have."""
+        """Raise one sentence, with the op's name, if no op can have this schema."""
         try:
             arguments = self._parsed.arguments
         except RuntimeError as error:
@@ -119,23 +120,23 @@ class Op:
 
     @cached_property
     def tensors(self) -> int:
-        """How many of the arguments are tensors: the leading ones."""
+        """How many arguments are tensors; they come first."""
         kinds = (str(a.type) for a in self._parsed.arguments)
         return sum(1 for _ in takewhile(lambda kind: kind in ("Tensor", "Optional[Tensor]"), kinds))
 
-    def _either(self, args: Sequence[Any]) -> list[Any]:
-        """The arguments with each scalar once, as the number or the tensor that it is."""
-        own = self.tensors - self.scalars
-        found = zip(args[own : self.tensors], args[-self.scalars :], strict=True)
-        scalars = [number if t is None else t.reshape(()) for t, number in found]
-        return [*args[:own], *args[self.tensors : -self.scalars], *scalars]
+    def _scalars_once(self, args: Sequence[Any]) -> list[Any]:
+        """The arguments with each scalar once: as a number or as a tensor."""
+        others = self.tensors - self.scalars
+        pairs = zip(args[others : self.tensors], args[-self.scalars :], strict=True)
+        scalars = [number if t is None else t.reshape(()) for t, number in pairs]
+        return [*args[:others], *args[self.tensors : -self.scalars], *scalars]
 
     @cached_property
     def _parsed(self) -> torch._C.FunctionSchema:
         return torch._C.parse_schema(f"{self.name}{self.schema} -> ({', '.join(['Tensor'] * self.outputs)})")
 
     def __call__(self, *args: Any) -> Any:
-        """The op, on raw arguments in the schema's order: a tensor, or a tuple where it `returns` several."""
+        """Call the op on raw arguments in the schema's order. Returns a tensor, or a tuple if it `returns` several."""
         count = self.tensors
         tensors, raw = args[:count], args[count:]
         if is_compiling():
@@ -193,17 +194,17 @@ class Op:
         return named
 
     def _compiled(self, tensors: Sequence[Any], raw: tuple[Any, ...]) -> Any:
-        """The op while torch compiles: the registered operator, or the reference, which the compiler then fuses."""
+        """Call the op while torch compiles: the registered operator, or the reference, which the compiler can fuse."""
         # a compiler lets autocast lower the products in a reference's gradient, but not those inside an operator
-        kept = binding.autocasts(tensors[0]) and self.autocast(*raw) == "fp32"
+        opaque = binding.autocasts(tensors[0]) and self.autocast(*raw) == "fp32"
         tensors = self.cast(tensors, raw)
         options = self.canonical(tensors, *raw)
         if self.scalars:
             tensors, options = self._numbers_as_tensors(tensors, options)
         x = tensors[0]
         known = dispatch.PLAIN + dispatch.TRACED
-        wraps = any(t is not None and type(t) not in known for t in tensors)  # what a compiler can tell of a type
-        if wraps or not launch.traced_path_of(x.device.type, x.dtype, self.cpu is not None, kept):
+        wraps = any(t is not None and type(t) not in known for t in tensors)  # what a compiler knows about a type
+        if wraps or not launch.traced_path_of(x.device.type, x.dtype, self.cpu is not None, opaque):
             return self.plain(tensors, options)
         return self._registered(tensors, options)
 
@@ -222,17 +223,17 @@ class Op:
                 elif i in self.batched:
                     key += (t.shape[1:], t.shape[0] == x.shape[0], t.stride(), t.dtype, t.device)
                 else:
-                    # matrices in pairs, [B, N, K], have the first tensor's axis 0, which a contract compares
+                    # a contract compares axis 0 of matrices in pairs, [B, N, K], with the first tensor's
                     shape = t.shape
                     key += (shape, len(shape) == 3 and shape[0] == x.shape[0], t.stride(), t.dtype, t.device)
             if x.dtype == torch.float32:
                 key.append(self.precision())
             key = tuple(key)
-            found = self._problems.get(key, UNKNOWN)
-            if found is not UNKNOWN:
-                return found
-        except (AttributeError, RuntimeError, TypeError, ValueError):  # not tensors or dense; or options are, or lists
-            key = None
+            cached = self._problems.get(key, UNKNOWN)
+            if cached is not UNKNOWN:
+                return cached
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            key = None  # for no dense tensors, or for options that are tensors or lists
         self.check(*tensors, *raw)
         options = self.canonical(tensors, *raw)
         problem = self._with_other_numbers(key, options) or self.made(tensors, options)
@@ -256,16 +257,17 @@ class Op:
         return (self.problem if path == KERNELS else self.cpu)(tensors, options)
 
     def _with_other_numbers(self, key: Any, options: tuple[Any, ...]) -> Problem | None:
-        """Of a problem that differs in its scalars' numbers alone, a copy: its plans and launchers are the same."""
+        """A copy of a cached problem that differs only in the numbers of scalars, and so has the same plans and
+        launchers."""
         known = self._problems.get(_but_numbers(key, self.scalars)) if key is not None and self.scalars else None
         return known and known.of_numbers(options[-self.scalars :])
 
     def case_of_batch(self, case: Case, batch: int) -> Case:
-        """A case with another batch."""
+        """The case with another batch size."""
 
         def resized(t: Any) -> Any:
             if isinstance(t, Whole):
-                counts = t.counts if batch == t.shape[0] else None  # which are of as many rows
+                counts = t.counts if batch == t.shape[0] else None  # counts are for one number of rows
                 return replace(t, shape=(batch, *t.shape[1:]), counts=counts)
             return t if t is None or isinstance(t, Scalar) else (batch, *t[1:])
 
@@ -274,22 +276,22 @@ class Op:
         return replace(case, tensors=tensors)
 
     def check(self, *args: Any) -> None:
-        """Raise one sentence on the first argument that breaks the contract."""
+        """Raise one sentence about the first argument that breaks the contract."""
         check(self.name, self.contract, dict(zip(self.arguments, args, strict=True)))
 
     def cast(self, tensors: Sequence[Any], raw: Sequence[Any]) -> Sequence[Any]:
-        """The tensors as torch's autocast would have them, where it is on; scalars stay as they are."""
+        """The tensors, cast as torch's autocast would, if it is on. Scalars stay as they are."""
         x, way = tensors[0], self.autocast(*raw)
         if way == "none" or not binding.autocasts(x):
             return tensors
         dtype = torch.float32 if way == "fp32" else torch.get_autocast_dtype(x.device.type)
         eligible = (torch.float32, torch.float16, torch.bfloat16)
-        own = len(tensors) - self.scalars
-        cast = [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors[:own]]
-        return [*cast, *tensors[own:]]
+        others = len(tensors) - self.scalars
+        cast = [t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in eligible else t for t in tensors[:others]]
+        return [*cast, *tensors[others:]]
 
     def plain(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> Any:
-        """The reference, in the dtypes that the tensors have."""
+        """Compute the reference in the dtypes of the tensors."""
         with binding.without_autocast(tensors[0]):
             return self.reference(*tensors, *options)
 
@@ -297,12 +299,12 @@ class Op:
         return outs[0] if self.returns == 1 else tuple(outs[: self.returns])
 
     def _numbers_as_tensors(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
-        """Scalars of traced code, where a number would be a constant that it is compiled for."""
-        x, own = tensors[0], self.tensors - self.scalars
+        """Scalars for traced code as tensors: a number would be a constant for which the code is compiled."""
+        x, others = tensors[0], self.tensors - self.scalars
         one = x.new_ones((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        found = zip(tensors[own:], options[-self.scalars :], strict=True)
-        made = [t if number is None else one * number for t, number in found]
-        return [*tensors[:own], *made], [*options[: -self.scalars], *[None] * self.scalars]
+        pairs = zip(tensors[others:], options[-self.scalars :], strict=True)
+        made = [t if number is None else one * number for t, number in pairs]
+        return [*tensors[:others], *made], [*options[: -self.scalars], *[None] * self.scalars]
 
 
 def _but_numbers(key: tuple[Any, ...], scalars: int) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Device facts and plans: which block sizes a kernel is launched with.
+"""Facts of devices, and plans: with which block sizes a kernel is launched.
 
 A plan is a frozen value, chosen by a pure function of the problem and the device's facts: never by a timing at run
 time, so that every process and every run takes the same one. Each op chooses its default plans by a heuristic
@@ -36,7 +36,7 @@ class Device:
 
     @property
     def unspilled(self) -> dict[str, int]:
-        """Launch options of a kernel that needs many registers: else ptxas spills a few, to fit more warps."""
+        """Launch options for a kernel that needs many registers. Without them ptxas spills some to fit more warps."""
         return {} if self.is_hip else {"maxnreg": 255}
 
 
@@ -54,7 +54,7 @@ INTERPRETED = DEVICES["sm_90"]  # the interpreter runs the plans of the device t
 
 @cache
 def facts(device: torch.device) -> Device:
-    """The facts of a CUDA or HIP device; of any other, the interpreter's."""
+    """The facts of a CUDA or HIP device; for any other device, those that the interpreter works with."""
     if device.type != "cuda":
         return INTERPRETED
     properties = torch.cuda.get_device_properties(device)
@@ -68,8 +68,8 @@ def facts(device: torch.device) -> Device:
 
 @dataclass(frozen=True)
 class Plan:
-    """Block sizes by the kernel's names for them, the launch options, and which kernel: "" for the one that has the
-    name of the pass, or the name of a variant."""
+    """Block sizes by the kernel's names for them, launch options, and which kernel: a variant by its name, or "" for
+    the kernel that is called like the pass."""
 
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4
@@ -85,16 +85,16 @@ class Plan:
 
     @classmethod
     def of_data(cls, data: tables.Sizes) -> Plan:
-        """The plan of a table's row."""
+        """The plan in a table's row."""
         return cls(tuple(sorted(data.blocks.items())), data.num_warps, data.num_stages, data.variant)
 
     @property
     def data(self) -> tables.Sizes:
-        """The plan as a table's row has it."""
+        """The plan as a table's row holds it."""
         return tables.Sizes(self.variant, dict(self.blocks), self.num_warps, self.num_stages)
 
     def changed(self, changes: Mapping[str, Any]) -> Plan:
-        """This plan with the block sizes and launch options in `changes`; names it does not have are left out."""
+        """This plan with the block sizes and launch options in `changes`; names that it lacks are ignored."""
         options = {k: v for k, v in changes.items() if k in ("num_warps", "num_stages")}
         return replace(self, blocks=tuple((k, changes.get(k, v)) for k, v in self.blocks), **options)
 
@@ -106,8 +106,8 @@ class Plan:
 def signature(
     tensors: Sequence[torch.Tensor | None], options: Sequence[Any], precision: str, batched: Sequence[int] = (0,)
 ) -> str:
-    """All that fixes a problem but the batch, as one readable line: tensors with the layout that the kernels bring them
-    to, how fp32 is multiplied, canonical options."""
+    """Everything that fixes a problem, in one readable line: tensors without the batch size, but with the layout that
+    the kernels bring them to; how fp32 is multiplied; canonical options."""
     parts = []
     for i, t in enumerate(tensors):
         if t is None:
@@ -145,7 +145,7 @@ def override() -> Override:
 
 
 def override_key() -> Override | None:
-    """The override as a part of a key; None, which hashes at once, where there is none."""
+    """The override, for a key. Without one it is None, which hashes fast."""
     value = _override.get()
     return None if value is NO_OVERRIDE else value
 
@@ -154,8 +154,7 @@ def override_key() -> Override | None:
 def using(
     *, plan: Mapping[str, int | Plan] | None = None, path: str | None = None, device: Device | None = None
 ) -> Iterator[None]:
-    """Within the block, override what the library would choose. Of blocks within each other, the inner one wins, name
-    by name.
+    """Within the block, override what the library would choose. In nested blocks the inner one wins, name by name.
 
     plan: block sizes and launch options by name, such as {"BLOCK_M": 32, "num_stages": 3}; kernels that have no such
         name ignore it. Or a whole Plan by the name of a pass, such as {"forward": Plan.of(...)}.
