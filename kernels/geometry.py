@@ -110,8 +110,8 @@ class Axis(Record):
         return ceil_div(self.size + self.origin, self.period)
 
     @cached_property
-    def cells_met(self) -> int:
-        """Pooled outputs that the rows of one cell meet: its own and those before it."""
+    def cell_windows(self) -> int:
+        """Windows that read the rows of one cell: its own and those before it."""
         return (self.reach - 1) // self.period + 1
 
     @cached_property
@@ -212,11 +212,11 @@ class ConvActPool(Record):
     groups: int
     h: Axis
     w: Axis
-    pool: str  # "max", "avg" or "none"
+    pool: Any  # a Pooling of kernels/pooling.py
     count_include_pad: bool
-    derivative_of: str  # what the activation's derivative is computed from: kernels/activation.py
-    monotone: bool
-    slope: float
+    activation: Any  # an Activation of kernels/activation.py
+    dot_type: Any  # of operands, and `precision` of products: kernels/tile.py
+    precision: str
     channels_last: bool  # input, output and their gradients
     weight_channels_last: bool
     shared: Shared | None = None  # the weight, where it is one of packed indices, in the order (k, r, s, c)
@@ -242,30 +242,55 @@ class ConvActPool(Record):
         return self.h.window * self.w.window
 
     @cached_property
+    def windows_inside(self) -> bool:
+        """Every window lies wholly inside the conv output."""
+        return self.h.windows_inside and self.w.windows_inside
+
+    @cached_property
+    def pools_first(self) -> bool:
+        """Whether the activation comes after pooling: the largest of its values is its value of the largest."""
+        return self.pool.picks and self.activation.monotone
+
+    # What the forward saves for the backward, beside its output.
+
+    @cached_property
     def has_code(self) -> bool:
-        """Whether the forward saves a byte per pooled element: the maximum's position, or the signs of a mean."""
-        return self.pool == "max" or (self.pool == "avg" and self.derivative_of == "sign")
+        """Whether there is a byte per pooled element: the maximum's position, or the signs of a mean."""
+        return self.pool.picks or (self.pool.shares and self.activation.derivative_of == "sign")
 
     @cached_property
     def code_planes(self) -> int:
         """Bytes per pooled element: one for a maximum; for a mean one per eight window positions."""
-        return ceil_div(self.WINDOW, 8) if self.pool == "avg" else 1
+        return ceil_div(self.WINDOW, 8) if self.pool.shares else 1
 
     @cached_property
     def aux(self) -> str:
         """The pooled-size tensor that the activation's derivative reads in the backward: "output", "input" or ""."""
-        if self.pool == "avg":
+        derivative_of = self.activation.derivative_of
+        if self.pool.shares:
             return ""
-        if self.derivative_of == "sign" and self.pool == "none":
+        if derivative_of == "sign" and not self.pool.picks:
             return "output"
-        return self.derivative_of if self.derivative_of in ("output", "input") else ""
+        return derivative_of if derivative_of in ("output", "input") else ""
+
+    @cached_property
+    def keeps(self) -> str:
+        """What the forward keeps beside a value: "slope", a bit of the code that says whether the activation's
+        derivative is its slope; "input", the pre-activation; or ""."""
+        if self.has_code and self.activation.derivative_of == "sign":
+            return "slope"
+        return "input" if self.aux == "input" else ""
+
+    @cached_property
+    def carried(self) -> int:
+        """Tiles that pooling carries from a window position to the next."""
+        of_pool = 2 if self.pool.picks else 1 + self.has_code if self.pool.shares else 0
+        return of_pool + (self.keeps == "input")
 
     @cached_property
     def divisor(self) -> int:
         """What a mean divides by, or 0 where it depends on the window."""
-        if (self.h.windows_inside and self.w.windows_inside) or self.pool != "avg":
-            return self.WINDOW
-        return 0
+        return self.WINDOW if self.windows_inside or not self.pool.shares else 0
 
     # Element strides, by layout.
 

@@ -33,6 +33,7 @@ TESTS = {
     "codebook": (OPS, "-k", "shared_linear or (test_gate and shared_conv2d_act_pool and not float16)"),
     "conv2d_act_pool": (OPS, "-k", "(test_gate or exact) and conv2d_act_pool and not shared and not float16"),
     "nearest": (OPS, SPLITS, "-k", "nearest and not float16"),
+    "pooling": (OPS, "-k", "(test_gate or exact) and conv2d_act_pool and not shared and not float16"),
     "reduce": (OPS, "-k", "test_gate and conv2d_act_pool-split"),
     "segment_sum": (OPS, "-k", "segment_sum and (gate or exact)"),
     "shared_conv2d_act_pool": (OPS, "-k", "(test_gate or exact) and shared_conv2d_act_pool and not float16"),

@@ -48,7 +48,7 @@ def told_whole(value):
 
 def told_in_record(value):
     """The same of a record's field: of tuples a record's key has the keys of their items."""
-    return all(map(told_in_record, value)) if type(value) is tuple else told_whole(value)
+    return all(map(told_in_record, value)) if isinstance(value, tuple) else told_whole(value)
 
 
 def test_every_constant_is_whole_in_the_key():

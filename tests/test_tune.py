@@ -68,7 +68,7 @@ def test_every_default_plan_fits(op, case, arch):
 def test_what_does_not_fit():
     heuristic = problem_on(OP, case_named(OP, "vgg4_3"), "bf16").heuristic
     own = heuristic.plans["backward_weight"]
-    assert own.variant == conv_plans.BY_BOX
+    assert own.variant == conv_plans.WEIGHT_BY_BOX
     for wrong in (
         own.changed({"BLOCK_M": 128}),  # splits of the pixels are counted in 64
         own.changed({"BLOCK_K": 8}),
@@ -78,16 +78,19 @@ def test_what_does_not_fit():
         own.changed({"num_stages": 5, "BLOCK_M": 64}),  # shared memory
         own.changed({"num_stages": 6}),
         own.changed({"num_warps": 16}),
-        Plan.of(conv_plans.BY_CELL, **dict(own.blocks)),
+        Plan.of(conv_plans.INPUT_BY_CELL, **dict(own.blocks)),
         Plan.of("", **dict(own.blocks)),
     ):
         assert not heuristic.fits("backward_weight", wrong), wrong
     assert not heuristic.fits("backward", own)
     forward = heuristic.plans["forward"]
-    for wrong in ({"POSITIONS": 3}, {"SHARE_INPUTS": 2}):
-        assert not heuristic.fits("forward", forward.changed(wrong))
+    assert forward.variant == conv_plans.FORWARD_BY_BOX
+    by_position = Plan.of("", **dict(forward.blocks), POSITIONS=2)
+    assert heuristic.fits("forward", by_position)
+    assert not heuristic.fits("forward", by_position.changed({"POSITIONS": 3}))
     stem = problem_on(OP, case_named(OP, "resnet_stem"), "bf16").heuristic  # its windows overlap
     assert not stem.fits("backward_input", heuristic.plans["backward_input"])
+    assert not stem.fits("forward", forward)
 
 
 # Decisions.

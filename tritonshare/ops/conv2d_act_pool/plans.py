@@ -12,21 +12,25 @@ from ...kernels.geometry import ConvActPool
 from ...plan import Device, Plan
 
 # Variants: kernels that load each input (or gradient) once for all the products it is part of.
-BY_CELL = "backward_input_by_cell"
-BY_BOX = "backward_weight_by_box"
+FORWARD_BY_BOX = "forward_by_box"
+INPUT_BY_CELL = "backward_input_by_cell"
+WEIGHT_BY_BOX = "backward_weight_by_box"
 
 # By pass and variant, the sizes that the kernel takes.
 SIZES = {
-    "forward": {"": ("BLOCK_K", "BLOCK_M", "BLOCK_RED", "POSITIONS", "SHARE_INPUTS")},
-    "backward_input": dict.fromkeys(("", BY_CELL), ("BLOCK_C", "BLOCK_M", "BLOCK_RED")),
+    "forward": {
+        "": ("BLOCK_K", "BLOCK_M", "BLOCK_RED", "POSITIONS"),
+        FORWARD_BY_BOX: ("BLOCK_K", "BLOCK_M", "BLOCK_RED"),
+    },
+    "backward_input": dict.fromkeys(("", INPUT_BY_CELL), ("BLOCK_C", "BLOCK_M", "BLOCK_RED")),
     "backward_weight": {
         "": ("BLOCK_K", "BLOCK_M", "BLOCK_RED", "POSITIONS"),
-        BY_BOX: ("BLOCK_K", "BLOCK_M", "BLOCK_RED"),
+        WEIGHT_BY_BOX: ("BLOCK_K", "BLOCK_M", "BLOCK_RED"),
     },
 }
 BLOCKS = (16, 32, 64, 128, 256)  # the smallest that tensor cores take, and what registers can hold at all
 VALUES = dict.fromkeys(("BLOCK_C", "BLOCK_K", "BLOCK_M", "BLOCK_RED"), BLOCKS)
-VALUES |= {"POSITIONS": range(1, 65), "SHARE_INPUTS": (0, 1)}
+VALUES |= {"POSITIONS": range(1, 65)}
 TILE = 64 * 64  # of fp32, a quarter of what four warps have: 32 registers a thread
 
 
@@ -74,8 +78,7 @@ class ConvHeuristic(Heuristic):
 
     def _forward_by_box(self) -> Plan:
         k = power_of_two(self.geo.KG, 16, self.most_channels)
-        blocks = {"BLOCK_M": self.side, "BLOCK_K": k, "BLOCK_RED": 16, "POSITIONS": self.geo.WINDOW}
-        return self._staged("forward", **blocks, SHARE_INPUTS=1)
+        return self._staged("forward", FORWARD_BY_BOX, BLOCK_M=self.side, BLOCK_K=k, BLOCK_RED=16)
 
     def _forward_by_position(self) -> Plan:
         geo, m = self.geo, self.side
@@ -84,12 +87,12 @@ class ConvHeuristic(Heuristic):
         if 2 * m <= self.most_pixels and self._accumulators_fit(positions, 2 * m * k):
             m *= 2
         red = reduction_block(geo.CG, self.taps, self._deep(geo.CG))
-        return self._staged("forward", BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions, SHARE_INPUTS=0)
+        return self._staged("forward", BLOCK_M=m, BLOCK_K=k, BLOCK_RED=red, POSITIONS=positions)
 
     def _input_by_cell(self) -> Plan:
         # an address per element stored: few of them where channels are not neighbours
         c = power_of_two(self.geo.CG, 16, self.side) if self.geo.channels_last else 16
-        return self._staged("backward_input", BY_CELL, BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=16)
+        return self._staged("backward_input", INPUT_BY_CELL, BLOCK_M=self.side, BLOCK_C=c, BLOCK_RED=16)
 
     def _input_by_phase(self) -> Plan:
         geo = self.geo
@@ -103,7 +106,7 @@ class ConvHeuristic(Heuristic):
     def _weight_by_box(self) -> Plan:
         k = power_of_two(self.geo.KG, 16, self.side)
         red = 16  # an accumulator per tap: few channels at a time
-        return self._staged("backward_weight", BY_BOX, BLOCK_M=32, BLOCK_K=k, BLOCK_RED=red)
+        return self._staged("backward_weight", WEIGHT_BY_BOX, BLOCK_M=32, BLOCK_K=k, BLOCK_RED=red)
 
     def _weight_by_tap(self) -> Plan:
         geo = self.geo
@@ -124,16 +127,12 @@ class ConvHeuristic(Heuristic):
         return self.geo.h.reach * self.geo.w.reach
 
     @property
-    def cells_met(self) -> int:
-        return self.geo.h.cells_met * self.geo.w.cells_met
+    def cell_windows(self) -> int:
+        return self.geo.h.cell_windows * self.geo.w.cell_windows
 
     @property
     def phases(self) -> int:
         return self.geo.h.period * self.geo.w.period
-
-    @property
-    def inside(self) -> bool:
-        return self.geo.h.windows_inside and self.geo.w.windows_inside
 
     @property
     def by_box(self) -> bool:
@@ -145,16 +144,16 @@ class ConvHeuristic(Heuristic):
     @property
     def weight_by_box(self) -> bool:
         """Whether the taps of a window share inputs, and an accumulator of each fits the registers."""
-        return self.by_box and self.inside and self.taps <= 9
+        return self.by_box and self.geo.windows_inside and self.taps <= 9
 
     @property
     def by_cell(self) -> bool:
-        """Whether the phases of a cell share gradients, and all that they meet fits the shared memory."""
+        """Whether the phases of a cell share gradients, and all that they read fits the shared memory."""
         geo = self.geo
         shares = 1 < self.phases <= 4 and geo.KG % 16 == 0
-        apart = self.inside and geo.h.overlap * geo.w.overlap == 1
-        met = 2 * self.cells_met * 64 + self.taps * power_of_two(geo.CG, 16, 64)
-        return shares and apart and self.may_share and not self.ampere and self._two_stages(met * 16)
+        apart = self.geo.windows_inside and geo.h.overlap * geo.w.overlap == 1
+        read = 2 * self.cell_windows * 64 + self.taps * power_of_two(geo.CG, 16, 64)
+        return shares and apart and self.may_share and not self.ampere and self._two_stages(read * 16)
 
     def _two_stages(self, elements: int) -> bool:
         return 2 * elements * self.itemsize <= self.device.shared // 2
@@ -179,7 +178,8 @@ class ConvHeuristic(Heuristic):
 
         Four warps always: with eight, convolution loops have compiled to wrong code (pytorch#173068).
         """
-        most = self._stages(blocks["POSITIONS"]) if "POSITIONS" in blocks else 4 if self.geo.KG % 8 == 0 else 3
+        positions = blocks.get("POSITIONS", self.geo.WINDOW if pass_ == "forward" else None)
+        most = self._stages(positions) if positions is not None else 4 if self.geo.KG % 8 == 0 else 3
         return self.staged(pass_, variant, most=most, **blocks)
 
     # What a plan needs, and whether the device has it.
@@ -188,34 +188,35 @@ class ConvHeuristic(Heuristic):
         m, red = sizes["BLOCK_M"], sizes["BLOCK_RED"]
         if pass_ == "forward":
             k = sizes["BLOCK_K"]
-            x, w = (self.boxes, self.taps) if sizes["SHARE_INPUTS"] else (sizes["POSITIONS"], 1)
+            x, w = (self.boxes, self.taps) if variant == FORWARD_BY_BOX else (sizes["POSITIONS"], 1)
             elements = (x * m + w * k) * red
         elif pass_ == "backward_input":
-            met, taps = (self.cells_met, self.taps) if variant == BY_CELL else (1, 1)
-            elements = (2 * met * m + taps * sizes["BLOCK_C"]) * red
+            windows, taps = (self.cell_windows, self.taps) if variant == INPUT_BY_CELL else (1, 1)
+            elements = (2 * windows * m + taps * sizes["BLOCK_C"]) * red
         else:
-            x = self.boxes if variant == BY_BOX else sizes["POSITIONS"]
+            x = self.boxes if variant == WEIGHT_BY_BOX else sizes["POSITIONS"]
             elements = 2 * sizes["BLOCK_K"] * m + x * m * red
         return elements * self.itemsize
 
     def _accumulators_fit(self, positions: int, tile: int, warps: int = 4) -> bool:
         """Whether forward's fp32 tiles fit the registers: an accumulator per position, and what pooling carries."""
         geo = self.geo
-        carried = {"max": 2, "avg": 1 + geo.has_code, "none": 0}[geo.pool] + (geo.aux == "input")
         if positions < geo.WINDOW:  # carried from round to round
-            return (positions + carried) * tile <= 4 * TILE * warps // 4
-        return (positions - 1 + carried) * tile <= 5 * TILE * warps // 4  # carried when the first accumulator is spent
+            return (positions + geo.carried) * tile <= 4 * TILE * warps // 4
+        # carried when the first accumulator is spent
+        return (positions - 1 + geo.carried) * tile <= 5 * TILE * warps // 4
 
     def _registers_fit(self, pass_: str, plan: Plan) -> bool:
         sizes = dict(plan.blocks)
         m = sizes["BLOCK_M"]
         if pass_ == "forward":
-            return self._accumulators_fit(sizes["POSITIONS"], m * sizes["BLOCK_K"], plan.num_warps)
+            positions = sizes.get("POSITIONS", self.geo.WINDOW)
+            return self._accumulators_fit(positions, m * sizes["BLOCK_K"], plan.num_warps)
         if pass_ == "backward_input":
-            needed = (self.phases if plan.variant == BY_CELL else 1) * m * sizes["BLOCK_C"]
+            needed = (self.phases if plan.variant == INPUT_BY_CELL else 1) * m * sizes["BLOCK_C"]
         else:  # the accumulators of weights and bias, the gradient and its code
             k = sizes["BLOCK_K"]
-            needed = (self.taps if plan.variant == BY_BOX else 1) * k * sizes["BLOCK_RED"] + 3 * k * m
+            needed = (self.taps if plan.variant == WEIGHT_BY_BOX else 1) * k * sizes["BLOCK_RED"] + 3 * k * m
         return needed <= 5 * TILE * plan.num_warps // 4
 
     def takes(self, pass_: str, plan: Plan) -> bool:
@@ -231,17 +232,17 @@ class ConvHeuristic(Heuristic):
         if self.geo.WINDOW % sizes.get("POSITIONS", 1):
             return False
         if pass_ == "forward":
-            return not sizes["SHARE_INPUTS"] or (self.by_box and sizes["POSITIONS"] == self.geo.WINDOW)
+            return plan.variant != FORWARD_BY_BOX or self.by_box
         if pass_ == "backward_input":
-            return plan.variant != BY_CELL or self.by_cell
+            return plan.variant != INPUT_BY_CELL or self.by_cell
         # a split of the pixels is a multiple of 64
-        return sizes["BLOCK_M"] <= 64 and (plan.variant != BY_BOX or self.weight_by_box)
+        return sizes["BLOCK_M"] <= 64 and (plan.variant != WEIGHT_BY_BOX or self.weight_by_box)
 
     # For the tuner.
 
     def order(self, plans: Mapping[str, Plan]) -> tuple[Any, ...]:
         forward, dx, dw = (plans[name] for name in SIZES)
-        return (forward["SHARE_INPUTS"], forward["BLOCK_RED"], dx.variant, dx["BLOCK_RED"], dw["BLOCK_M"])
+        return (forward.variant, forward["BLOCK_RED"], dx.variant, dx["BLOCK_RED"], dw["BLOCK_M"])
 
     def alternatives(self, pass_: str) -> Iterator[Plan]:
         """Sizes around those of every variant; not all keep the default plan's order of sums."""
@@ -264,10 +265,8 @@ class ConvHeuristic(Heuristic):
             if name.startswith("BLOCK_"):
                 most = power_of_two(extents.get(name, BLOCKS[-1]), BLOCKS[0], BLOCKS[-1])
                 choices.append([s for s in (size, 2 * size, size // 2) if BLOCKS[0] <= s <= most])
-            elif name == "POSITIONS" and not dict(start.blocks).get("SHARE_INPUTS"):
+            else:  # POSITIONS
                 choices.append([p for p in range(1, min(window, most_positions) + 1) if window % p == 0])
-            else:
-                choices.append([size])
         names = [name for name, _ in start.blocks]
         for sizes in product(*choices):
             yield self._staged(pass_, start.variant, **dict(zip(names, sizes, strict=True)))

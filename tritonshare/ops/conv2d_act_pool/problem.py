@@ -16,7 +16,7 @@ from ...declare import Cost
 from ...kernels.geometry import ConvActPool, ceil_div
 from ...plan import Plan
 from .options import axes
-from .plans import BY_BOX, BY_CELL, ConvHeuristic
+from .plans import INPUT_BY_CELL, WEIGHT_BY_BOX, ConvHeuristic
 from .reference import reference
 
 
@@ -26,30 +26,31 @@ class ConvProblem(choose.Planned):
     op = "conv2d_act_pool"
 
     def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
-        from ...kernels.activation import ACTIVATIONS as DEVICE_ACTIVATIONS
+        from ...kernels.activation import ACTIVATIONS
+        from ...kernels.pooling import POOLINGS
 
         super().__init__(tensors, options, products.convolution)
         x, w, _ = tensors
         self.options = options
         _, _, _, groups, activation, pool, *_, count_include_pad = options
         h, width = axes(tensors, options)
-        self.activation = DEVICE_ACTIVATIONS[activation]
+        dot_type, precision = launch.operands(self.dtype, self.precision).values()
         self.geo = ConvActPool(
             C=int(x.shape[1]),
             K=int(w.shape[0]),
             groups=groups,
             h=h,
             w=width,
-            pool=pool,
+            pool=POOLINGS[pool],
             count_include_pad=count_include_pad,
-            derivative_of=self.activation.derivative_of,
-            monotone=self.activation.monotone,
-            slope=self.activation.slope,
+            activation=ACTIVATIONS[activation],
+            dot_type=dot_type,
+            precision=precision,
             channels_last=suggest_memory_format(x) == torch.channels_last,
             weight_channels_last=suggest_memory_format(w) == torch.channels_last,
         )
         # a mean over a smooth activation would need its derivative at every unpooled element
-        self.recomputes = self.geo.pool == "avg" and self.geo.derivative_of in ("output", "input")
+        self.recomputes = self.geo.pool.shares and self.geo.activation.derivative_of in ("output", "input")
         self.kept = (self.geo.aux == "output", self.geo.has_code, self.geo.aux == "input")
 
     # Plans and launchers.
@@ -78,14 +79,14 @@ class ConvProblem(choose.Planned):
         return conv2d_act_pool
 
     def _launcher(self, name: str, **constants: Any) -> launch.Launcher:
-        constants = {"geo": self.geo, "DERIVATIVE": self.activation.derivative, **constants}
-        constants |= launch.operands(self.dtype, self.precision)
         plan = self.plans[name]
-        return launch.Launcher(getattr(self._code, plan.variant or name), constants, plan, self.device)
+        return launch.Launcher(
+            getattr(self._code, plan.variant or name), {"geo": self.geo, **constants}, plan, self.device
+        )
 
     @cached_property
     def _forward(self) -> launch.Launcher:
-        return self._launcher("forward", ACT=self.activation.value)
+        return self._launcher("forward")
 
     @cached_property
     def _backward_input(self) -> launch.Launcher:
@@ -201,7 +202,7 @@ class ConvProblem(choose.Planned):
     def _launch_backward_input(self, dx, read, w, book) -> None:
         geo, sizes, n = self.geo, self.plans["backward_input"], dx.shape[0]
         tiles = geo.groups * ceil_div(geo.CG, sizes["BLOCK_C"])
-        if sizes.variant != BY_CELL:
+        if sizes.variant != INPUT_BY_CELL:
             tiles *= geo.h.period * geo.w.period
         grid = tiles * ceil_div(n * geo.h.cells * geo.w.cells, sizes["BLOCK_M"])
         self._backward_input(grid, *read, w, book, dx, n)
@@ -211,7 +212,7 @@ class ConvProblem(choose.Planned):
         weights, biases = geo.K * geo.RED, geo.K
         tiles = geo.groups * ceil_div(geo.KG, sizes["BLOCK_K"])
         if dw is not None:
-            tiles *= ceil_div(geo.CG if sizes.variant == BY_BOX else geo.RED, sizes["BLOCK_RED"])
+            tiles *= ceil_div(geo.CG if sizes.variant == WEIGHT_BY_BOX else geo.RED, sizes["BLOCK_RED"])
         splits, pixels = self.splits(n)
         per_split = pixels // sizes["BLOCK_M"]
         if splits == 1:
