@@ -1,6 +1,7 @@
-"""An op's binding to eager autograd and to torch.library, written once for all ops.
+"""Binds ops to eager autograd and to torch.library: written once for all ops.
 
-`torch.ops.tritonshare.<name>` returns the output and what is saved, `<name>_backward` the gradients that are asked for.
+`torch.ops.tritonshare.<name>` returns the outputs and what is saved for the backward; `<name>_backward` returns the
+gradients that are asked for.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ LIBRARY = torch.library.Library("tritonshare", "DEF")
 
 
 def tupled(outs: Any) -> tuple[torch.Tensor, ...]:
-    """What a registered operator returns; one that returns a single tensor returns no tuple."""
+    """What a registered operator returned, as a tuple: an operator with one output returns it without one."""
     return outs if isinstance(outs, tuple) else (outs,)
 
 
 def serializable(named: type) -> type:
-    """A named tuple that functions return, which torch.export.save can then write, and load where it is imported."""
+    """Let torch.export save and load programs that return this named tuple."""
     torch.utils._pytree._register_namedtuple(named, serialized_type_name=f"{named.__module__}.{named.__qualname__}")
     return named
 
@@ -44,7 +45,7 @@ def autocasts(x: Any) -> bool:
 
 
 def without_autocast(x: Any) -> Any:
-    """A context in which torch computes in the dtypes that tensors beside `x` have."""
+    """A context in which autocast is off for the device of `x`."""
     return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
@@ -52,54 +53,55 @@ def without_autocast(x: Any) -> Any:
 
 
 def _autograd_keys():
-    """Autograd inside a registered operator's kernel, where the dispatcher has switched it off."""
+    """Switch autograd on inside a registered operator's kernel, where the dispatcher has switched it off."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView", "AutogradFunctionality"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
     return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
 
 
-def _own(t: torch.Tensor) -> torch.Tensor:
-    """The same tensor to a derivative of its own; within a registered operator's kernel none has one yet."""
+def _separate(t: torch.Tensor) -> torch.Tensor:
+    """The same tensor, as a separate one to autograd. Within a registered operator's kernel no tensor has a history
+    yet."""
     return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 
 def gradients_by_reference(
     reference, grad, tensors, options, needs, create_graph: bool = False
 ) -> list[torch.Tensor | None]:
-    """An op's gradients by torch, through its reference; differentiable themselves where `create_graph`.
+    """An op's gradients, which torch computes through the reference. With `create_graph` they can be differentiated.
 
-    The reference is differentiated with respect to tensors of its own, one for each argument: the same tensor may be
-    several arguments, or one argument be computed from another, and each gradient is to be of its argument alone.
+    The reference is differentiated with respect to a separate tensor for each argument, since the same tensor may be
+    several arguments, or one argument may be computed from another.
     """
     with torch.enable_grad(), without_autocast(tensors[0]), _autograd_keys():
-        own = [_own(t) if n else t for t, n in zip(tensors, needs, strict=True)]
-        out = first_of(reference(*own, *options))
-        wanted = [t for t, n in zip(own, needs, strict=True) if n]
+        inputs = [_separate(t) if n else t for t, n in zip(tensors, needs, strict=True)]
+        out = first_of(reference(*inputs, *options))
+        wanted = [t for t, n in zip(inputs, needs, strict=True) if n]
         grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
     return [next(grads) if n else None for n in needs]
 
 
-def in_layouts_of(own: list[torch.Tensor | None], grads: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """`grads`, written to `own`, whose layouts were promised to a compiler: torch gives its gradients others."""
-    for t, grad in zip(own, grads, strict=True):
+def in_layouts_of(allocated: list[torch.Tensor | None], grads: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Write `grads` to `allocated`, whose layouts were promised to a compiler: torch gives gradients other layouts."""
+    for t, grad in zip(allocated, grads, strict=True):
         if t is not None:
             t.copy_(grad)
-    return own
+    return allocated
 
 
 # Eager mode.
 
 
 class Function(torch.autograd.Function):
-    """The eager binding of every op, of which each has a class with its name."""
+    """The eager binding of every op. Each op has a subclass with its name."""
 
     @staticmethod
     def forward(ctx, op: Op, problem: Problem, raw: tuple[Any, ...], *tensors):
         outs = problem.forward(*tensors)
         ctx.op, ctx.problem, ctx.raw = op, problem, raw
-        kept = [o if k else None for o, k in zip(outs, problem.kept, strict=True)]
-        ctx.save_for_backward(*tensors, *kept)
+        saved = [o if k else None for o, k in zip(outs, problem.kept, strict=True)]
+        ctx.save_for_backward(*tensors, *saved)
         ctx.mark_non_differentiable(*outs[1 : op.returns])
         return op.public(outs)
 
@@ -118,18 +120,18 @@ class Function(torch.autograd.Function):
 
 
 def function_of(op: Op) -> type[Function]:
-    """Named as torch names its own nodes: a grad_fn is a Conv2dActPoolBackward."""
+    """The op's subclass, named like torch's own nodes: a grad_fn is a Conv2dActPoolBackward."""
     return type("".join(word.capitalize() for word in op.name.split("_")), (Function,), {})
 
 
 def by_reference(grad: torch.Tensor) -> bool:
-    """Whether a backward is the reference's: its gradients will be differentiated (create_graph), or `grad` is what the
-    kernels cannot take."""
+    """Whether the reference computes a backward: its gradients will be differentiated (create_graph), or the kernels
+    cannot take `grad`."""
     return torch.is_grad_enabled() or way((grad,))[0] is Way.REFERENCE
 
 
 def watched_backward(op: Op, problem: Problem, grad, tensors, outs, raw, needs) -> list[torch.Tensor | None]:
-    """A backward that is not plain: see dispatch."""
+    """A backward that torch watches or transforms: see dispatch."""
     if by_reference(grad):
         options = op.canonical(tensors, *raw)
         return gradients_by_reference(op.reference, grad, tensors, options, needs, torch.is_grad_enabled())
@@ -160,7 +162,7 @@ def register(op: Op) -> None:
     LIBRARY.define(f"{backward_name}({', '.join(arguments)}) -> Tensor[]")
 
     def filled(outs):
-        """An operator's outputs are tensors: empty ones for what is not saved. One alone is not in a tuple."""
+        """What an operator returns: empty tensors stand for what is not saved, and one output is not in a tuple."""
         if op.outputs == 1:
             return outs[0]
         return tuple(outs[0].new_empty(0) if o is None else o for o in outs)
@@ -198,7 +200,7 @@ def register(op: Op) -> None:
         if problem is None:
             own = like(inputs, needs)
             grads = in_layouts_of(own, gradients_by_reference(op.reference, grad, inputs, rest, needs))
-        else:  # whoever calls the operator may hand on all that the forward returned, empty tensors too
+        else:  # a caller of the operator may pass everything that the forward returned, empty tensors included
             kept = [out if keep else None for out, keep in zip(outs, problem.kept, strict=True)]
             grads = problem.backward(grad, inputs, kept, needs)
         return [g for g in grads if g is not None]
@@ -217,7 +219,7 @@ def register(op: Op) -> None:
         ctx.save_for_backward(*inputs[:tensors], *kept)
 
     def formula(ctx, grad, *_):
-        saved = ctx.saved_tensors  # once: a checkpoint may unpack them a single time
+        saved = ctx.saved_tensors  # only once: a checkpoint may let them be unpacked a single time
         inputs, outs = saved[:tensors], saved[tensors:]
         needs = list(ctx.needs_input_grad[:tensors])
         if by_reference(grad):
@@ -227,7 +229,7 @@ def register(op: Op) -> None:
         return (*grads, *[None] * len(ctx.rest))
 
     def one_by_one(info, in_dims, *args):
-        """vmap of the operator itself, as compiled code may hold it: a call for each element of the batch."""
+        """vmap of the operator itself, which compiled code may contain: a call for each element of the batch."""
         calls = []
         for i in range(info.batch_size):
             one = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
@@ -238,7 +240,7 @@ def register(op: Op) -> None:
 
     def autocast(*args):
         cast = op.cast(args[:tensors], args[tensors:])
-        with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):  # which, inside it, reads as off
+        with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):  # inside this, autocast reads as off
             return getattr(torch.ops.tritonshare, op.name)(*cast, *args[tensors:])
 
     for key in ("CPU", "CUDA"):
@@ -256,8 +258,8 @@ def register(op: Op) -> None:
 
 
 def _register_flops(op: Op, split) -> None:
-    """What FlopCounterMode counts of the registered operators: an op's declared cost where the kernels run, and where
-    they do not what it counts of the reference."""
+    """Tell FlopCounterMode the FLOPs of the registered operators: the op's declared cost where the kernels run, else
+    what it counts for the reference."""
 
     def total(tensors, options, needs, passes) -> int:
         costs = op.made(tensors, options).cost(tensors[0].shape[0], needs)

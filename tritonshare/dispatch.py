@@ -1,7 +1,7 @@
-"""What else is in a call: modes, transforms and tracers of torch, and tensors that are not plain memory.
+"""Finds out what else is in a call: torch's modes, transforms and tracers, and tensors that are not plain memory.
 
-The kernels read memory. `plain` says whether they may read that of some tensors as it is, and whether nothing of torch
-watches or transforms the call. Where it says no, `way` says how the call goes, and why.
+The kernels read memory. `plain` says whether they may read that of some tensors as it is, and whether no mode, tracer
+or transform watches the call. If not, `way` says how the call runs, and why.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad, profiler
 
-# Names of this module are found sooner than torch._C's.
+# Names of this module are looked up faster than torch._C's.
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
@@ -32,7 +32,7 @@ class Way(Enum):
 
 
 def plain(tensors: Sequence[Any]) -> bool:
-    """Of all but the ordinary call False. Paid for in every call: it asks no more than it must."""
+    """Whether a call is an ordinary one. Every call pays for this, so it checks as little as possible."""
     if (
         _modes()
         or _transforms()
@@ -50,7 +50,7 @@ def plain(tensors: Sequence[Any]) -> bool:
 
 
 def way(tensors: Sequence[Any]) -> tuple[Way, str]:
-    """How a call on these tensors goes, and why."""
+    """How a call on these tensors runs, and why."""
     given = [t for t in tensors if isinstance(t, torch.Tensor)]
     if _transforms():
         return Way.REFERENCE, "within a transform of torch.func"
@@ -70,14 +70,14 @@ def way(tensors: Sequence[Any]) -> tuple[Way, str]:
 
 
 def dual(tensors: Sequence[Any]) -> bool:
-    """Whether one of them has a tangent of forward mode."""
+    """Whether one of the tensors has a tangent (forward mode)."""
     if forward_ad._current_level < 0:
         return False
     return any(isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def replicated(tensors: Sequence[Any]) -> Any:
-    """A context in which a reference's own constants stand beside distributed tensors, where there are any."""
+    """A context in which a reference may combine its constants with distributed tensors, if there are any."""
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is None or not any(isinstance(t, distributed.DTensor) for t in tensors):
         return nullcontext()
@@ -87,7 +87,7 @@ def replicated(tensors: Sequence[Any]) -> Any:
 
 
 def resolved(tensors: Sequence[Any]) -> list[Any]:
-    """The same tensors, with signs and zeros that torch has put off in their memory."""
+    """The same tensors, with negations and zeros that torch only noted written to memory."""
     return [in_memory(t) if isinstance(t, torch.Tensor) else t for t in tensors]
 
 
@@ -96,18 +96,18 @@ def in_memory(t: torch.Tensor) -> torch.Tensor:
 
 
 def traced() -> bool:
-    """Whether torch.jit.trace writes a program of the call."""
+    """Whether torch.jit.trace is recording the call."""
     return _tracing() is not None
 
 
 def profiled(name: str):
-    """A range of the profiler, while there is one."""
+    """A range for the profiler, if one is running."""
     return profiler.record_function(name) if profiler._is_profiler_enabled else nullcontext()
 
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Within the block torch.jit.trace does not look, so that sizes are numbers."""
+    """Within the block torch.jit.trace does not record, so that sizes are numbers."""
     state = _tracing()
     torch._C._set_tracing_state(None)
     try:
@@ -117,7 +117,8 @@ def untraced() -> Iterator[None]:
 
 
 def in_graph(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """A node of torch.fx that calls `function`, where one is among the arguments, or within them; else None."""
+    """A node that calls `function`, if torch.fx is tracing and one of its proxies is among or within the arguments;
+    else None."""
     proxies: list[torch.fx.Proxy] = []
     torch.fx.node.map_aggregate(arguments, lambda a: proxies.append(a) if isinstance(a, torch.fx.Proxy) else None)
     return proxies[0].tracer.create_proxy("call_function", function, (), arguments) if proxies else None
