@@ -19,8 +19,6 @@ Order    of a tile's sums a fixed tree, tiles by reduce.sum_splits' order. No at
 import triton
 import triton.language as tl
 
-from .reduce import sum_splits
-
 
 @triton.jit
 def load_indices(codes_ptr, first_row, first, shared: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
@@ -117,15 +115,3 @@ def store_by_index(values, indices, sums_ptr, ENTRIES: tl.constexpr):
     values, indices = values[None, :, :], indices[None, :, :]
     for entry in range(0, ENTRIES):
         tl.store(sums_ptr + entry, tl.sum(tl.where(indices == entry, values, 0.0)))
-
-
-@triton.jit(do_not_specialize=["tiles"])
-def sum_centroids(
-    sums_ptr,  # fp32 [tiles, WIDTH]
-    dbook_ptr,  # [WIDTH]
-    tiles,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SPLITS_BLOCK: tl.constexpr,
-):
-    sum_splits(sums_ptr, dbook_ptr, None, tiles, None, WIDTH, None, BLOCK, SPLITS_BLOCK)

@@ -104,7 +104,7 @@ class SharedConvProblem(ConvProblem):
             tiles = book_tiles(shared, CENTROIDS)
             sums = torch.empty(tiles, shared.books, shared.ENTRIES, dtype=torch.float32, device=self.device)
             self._centroids_of_weight(tiles * shared.books, dw, codes, sums)
-            self._sum_centroids(ceil_div(dbook.numel(), SUM_CENTROIDS["BLOCK"]), sums, dbook, tiles)
+            self._sum_centroids(ceil_div(dbook.numel(), SUM_CENTROIDS["BLOCK"]), sums, dbook, None, tiles, None)
         return grads
 
     def cost(self, batch: int, needs: Sequence[bool]) -> dict[str, Cost]:

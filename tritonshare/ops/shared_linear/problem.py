@@ -36,9 +36,10 @@ def aligned(codes: torch.Tensor) -> torch.Tensor:
 
 
 def sum_centroids(shared: Shared, device: torch.device) -> launch.Launcher:
-    from ...kernels import codebook
+    from ...kernels import reduce
 
-    return launch.Launcher(codebook.sum_centroids, {"WIDTH": shared.books * shared.ENTRIES}, SUM_CENTROIDS, device)
+    sizes = {"COLUMNS": shared.books * shared.ENTRIES, "FIRST": None}
+    return launch.Launcher(reduce.sum_splits, sizes, SUM_CENTROIDS, device)
 
 
 def book_tiles(shared: Shared, sizes: Plan) -> int:
@@ -220,7 +221,8 @@ class LinearProblem(choose.Planned):
             splits, each = self.batch_splits(n)
             sums = self._empty(tiles * splits, shared.books, shared.ENTRIES, dtype=torch.float32)
             self._backward_codebook(tiles * shared.books * splits, x.contiguous(), grad, codes, sums, n, splits, each)
-            self._sum_centroids(ceil_div(dbook.numel(), SUM_CENTROIDS["BLOCK"]), sums, dbook, tiles * splits)
+            grid = ceil_div(dbook.numel(), SUM_CENTROIDS["BLOCK"])
+            self._sum_centroids(grid, sums, dbook, None, tiles * splits, None)
         if db is not None:
             self._backward_bias(ceil_div(shared.rows, self.plans["backward_bias"]["BLOCK_K"]), grad, db, n)
         return grads
