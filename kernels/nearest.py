@@ -60,6 +60,7 @@ NOTHING = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # worse than any key with its index
 @triton.jit
 def nearest_first(q):
     """Of square distances, which are not negative: their bits. NaN is farther than infinity."""
+    tl.static_assert(q.dtype == tl.float32, "keys are the bits of fp32")
     return tl.minimum(q.to(tl.int32, bitcast=True) & 0x7FFFFFFF, NAN)
 
 
@@ -83,6 +84,7 @@ def nan_nearest_number(key):
 @triton.jit
 def largest_first(w):
     """NaN is the largest."""
+    tl.static_assert(w.dtype == tl.float32, "keys are the bits of fp32")
     bits = tl.where(w == 0.0, 0.0, w).to(tl.int32, bitcast=True)
     rising = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return -1 - tl.where(w != w, 0x7FFFFFFF, rising)
@@ -102,6 +104,7 @@ def refine(q, near, s, t, limit, x, first_y, sim: tl.constexpr):
     """Keys of q [rows of x, rows of y], which begin with the row first_y. Of near pairs, which tell too little, those
     of differences where, whatever rounding did to q, one may be no worse than `limit` [rows of x]; the others are
     MISSING."""
+    tl.static_assert(sim.distance and q.dtype == tl.float32, "square distances, whose keys are the bits of fp32")
     BLOCK_M: tl.constexpr = q.shape[0]
     BLOCK_N: tl.constexpr = q.shape[1]
     COLUMNS: tl.constexpr = 16 if sim.K <= 16 else 32
@@ -140,6 +143,7 @@ def best_of(keys, offs_n):
 @triton.jit
 def enter(top, keys, offs_n):
     """`top` [rows, TOP], key and index in 64 bits, after a block's keys [rows, BLOCK_N]."""
+    tl.static_assert(top.dtype == tl.int64 and keys.dtype == tl.int32, "top has a key and an index in 64 bits")
     worst = tl.max(top, axis=1)
     limit = (worst >> 32).to(tl.int32)
     best = tl.min(keys, axis=1)
@@ -349,6 +353,7 @@ def number_sums(
     BLOCK_C: tl.constexpr,
 ):
     """The gradient of a kind's own number: of each row the sum of g dw/dnumber over its chosen pairs."""
+    tl.static_assert(sim.by_number is not None, "the kind has a number of its own")
     number = read_scalar(number)
     blocks_m = tl.cdiv(M, BLOCK_M)
     matrix = tl.program_id(0) // blocks_m

@@ -25,6 +25,7 @@ def sum_splits(
     BLOCK: tl.constexpr,
     SPLITS_BLOCK: tl.constexpr,
 ):
+    tl.static_assert(rest_ptr is None or FIRST is not None, "the rest begins somewhere")
     if rows is None:
         pid, count = tl.program_id(0), COLUMNS
     else:

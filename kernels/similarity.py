@@ -102,12 +102,12 @@ def root_slope(g, w, gamma):
 
 
 @triton.jit
-def bell(q, gamma):
+def gaussian(q, gamma):
     return tl.exp(-gamma * q)
 
 
 @triton.jit
-def bell_slope(g, w, gamma):
+def gaussian_slope(g, w, gamma):
     return -2.0 * gamma * (g * w)
 
 
@@ -116,7 +116,7 @@ def bell_slope(g, w, gamma):
 
 @triton.jit
 def by_gamma(q, s, t, gamma):
-    w = bell(q, gamma)
+    w = gaussian(q, gamma)
     return tl.where(w == 0.0, 0.0, -q * w)
 
 
@@ -150,7 +150,7 @@ KINDS = {
     "cosine": Kind(inverse_norm, inverse_norm, through_inverse_norm, through_inverse_norm, by_number=by_eps),
     "euclidean": Kind(of_square=root, slope=root_slope),
     "sqeuclidean": Kind(of_square=square, slope=square_slope),
-    "rbf": Kind(of_square=bell, slope=bell_slope, by_number=by_gamma),
+    "rbf": Kind(of_square=gaussian, slope=gaussian_slope, by_number=by_gamma),
 }
 
 
@@ -300,6 +300,7 @@ def products(x, y, K: tl.constexpr, sim: tl.constexpr, BLOCK_RED: tl.constexpr):
     """d, fp32, of rows of K columns."""
     # Squares do not come out of the same tiles: what is loaded for a product is for nothing else, or a round of the
     # loop may write into the shared memory that a product still reads (see bench/hazards.py).
+    tl.static_assert(BLOCK_RED >= 16, "tensor cores multiply 16 columns at the least")
     d = tl.zeros([x.index.shape[0], y.index.shape[0]], tl.float32)
     for first in range(0, K, BLOCK_RED):
         a = load_rows(x, first, K, BLOCK_RED)
@@ -328,6 +329,7 @@ def any_of(mask):
 @triton.jit
 def is_near(q, s, t, x, y, sim: tl.constexpr):
     """Pairs of which s + t - 2 d tells too little; NaN, and what comes of infinities, is among them."""
+    tl.static_assert(sim.distance, "only distances cancel")
     far = q >= sim.near * (s[:, None] + t[None, :])
     return (far == 0) & x.ok[:, None] & y.ok[None, :]
 
@@ -366,6 +368,7 @@ def value_of(q, number, sim: tl.constexpr):
 @triton.jit
 def far_pairs(columns, s, t, x, y, number, sim: tl.constexpr, BLOCK_RED: tl.constexpr):
     """of_products for a program that walks along y and keeps the first BLOCK_RED columns of its rows of x."""
+    tl.static_assert(columns.shape[1] == BLOCK_RED, "columns are the first BLOCK_RED of x")
     if sim.K <= BLOCK_RED:
         b = load_rows(y, 0, sim.K, BLOCK_RED)
         d = multiply(columns, tl.trans(b), tl.zeros([x.index.shape[0], y.index.shape[0]], tl.float32), sim)
@@ -432,6 +435,7 @@ def finish(
     BLOCK_C: tl.constexpr,
 ):
     """The sum of all splits and its factor: the gradient of an inner kind."""
+    tl.static_assert(sim.factor_x is not None, "sums without a factor are reduce.sum_splits'")
     number = read_scalar(number)
     x = rows_of(x_ptr, tl.program_id(0), 0, count, BLOCK_M)
     s = tl.load(s_ptr + x.index, mask=x.ok, other=0.0)

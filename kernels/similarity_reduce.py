@@ -145,6 +145,7 @@ def forward_softmax(
     BLOCK_C: tl.constexpr,
     BLOCK_RED: tl.constexpr,
 ):
+    tl.static_assert(sim.softmax, "there are values to mix")
     number, scale = read_scalar(number), exponent_scale(temperature, sim)
     split, matrix, m, first, count = split_of_sums(M, tl.cdiv(N, per_split), sim.D, BLOCK_M, BLOCK_C)
     x = rows_of(x_ptr, m, matrix, M, BLOCK_M)
@@ -225,7 +226,7 @@ class Softmax(NamedTuple):
 
 
 @triton.jit
-def shares(w, x_rows, x_ok, softmax):
+def probabilities(w, x_rows, x_ok, softmax):
     """p of w, for rows of x [rows, 1] or [1, rows]."""
     high = tl.load(softmax.high_ptr + x_rows, mask=x_ok, other=0.0)
     unit = tl.load(softmax.unit_ptr + x_rows, mask=x_ok, other=0.0)
@@ -233,14 +234,14 @@ def shares(w, x_rows, x_ok, softmax):
 
 
 @triton.jit
-def slopes_of_softmax(w, e, x_rows, x_ok, softmax):
+def softmax_gradients(w, e, x_rows, x_ok, softmax):
     total = tl.load(softmax.delta_ptr + 2 * x_rows + 1, mask=x_ok, other=1.0)
     delta = tl.div_rn(tl.load(softmax.delta_ptr + 2 * x_rows, mask=x_ok, other=0.0), total)
-    return softmax.scale * (shares(w, x_rows, x_ok, softmax) * (e - delta))
+    return softmax.scale * (probabilities(w, x_rows, x_ok, softmax) * (e - delta))
 
 
 @triton.jit
-def slopes(w, g_ptr, v_ptr, x, y, softmax, sim: tl.constexpr, BLOCK_RED: tl.constexpr):
+def pair_gradients(w, g_ptr, v_ptr, x, y, softmax, sim: tl.constexpr, BLOCK_RED: tl.constexpr):
     """The gradient of w [rows of x, rows of y]. g_ptr, v_ptr and softmax are the caller's: where sim.transposed, g and
     softmax are of the rows of y."""
     if sim.transposed:
@@ -254,7 +255,7 @@ def slopes(w, g_ptr, v_ptr, x, y, softmax, sim: tl.constexpr, BLOCK_RED: tl.cons
             e = products(same_rows(x, v_ptr), same_rows(y, g_ptr), sim.D, sim, BLOCK_RED)
         else:
             e = products(same_rows(x, g_ptr), same_rows(y, v_ptr), sim.D, sim, BLOCK_RED)
-        g = slopes_of_softmax(w, e, x_rows, x_ok, softmax)
+        g = softmax_gradients(w, e, x_rows, x_ok, softmax)
     return tl.where(x.ok[:, None] & y.ok[None, :], g, 0.0)
 
 
@@ -292,7 +293,7 @@ def deltas(
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y = rows_of(y_ptr, start // BLOCK_N, matrix, N, BLOCK_N)
         w = value_of(pairs(own, s, load_numbers(t_ptr, y), x, y, number, sim, BLOCK_RED), number, sim)
-        p = tl.where(y.ok[None, :], shares(w, x.index[:, None], x.ok[:, None], softmax), 0.0)
+        p = tl.where(y.ok[None, :], probabilities(w, x.index[:, None], x.ok[:, None], softmax), 0.0)
         e = products(same_rows(x, g_ptr), same_rows(y, v_ptr), sim.D, sim, BLOCK_RED)
         total += tl.sum(p, axis=1)
         delta += tl.sum(tl.where(p == 0.0, 0.0, p * e), axis=1)
@@ -346,12 +347,12 @@ def number_sums(
         t = load_numbers(t_ptr, y)
         q = pairs(own, s, t, x, y, number, sim, BLOCK_RED)
         w = value_of(q, number, sim)
-        a = slopes(w, g_ptr, v_ptr, x, y, softmax, sim, BLOCK_RED)
+        a = pair_gradients(w, g_ptr, v_ptr, x, y, softmax, sim, BLOCK_RED)
         if sim.by_number is not None:
             by = sim.by_number(q, s[:, None], t[None, :], number)
             by_number += tl.sum(tl.where(a == 0.0, 0.0, a * by), axis=1)
         if sim.softmax:
-            p = tl.where(y.ok[None, :], shares(w, x.index[:, None], x.ok[:, None], softmax), 0.0)
+            p = tl.where(y.ok[None, :], probabilities(w, x.index[:, None], x.ok[:, None], softmax), 0.0)
             rest += tl.sum(a, axis=1)
             mass += tl.sum(p, axis=1)
             exponent = w * softmax.scale - load_numbers(high_ptr, x)[:, None]
@@ -416,7 +417,7 @@ def backward(
         t = load_numbers(t_ptr, y)
         q = pairs(own, s, t, x, y, number, sim, BLOCK_RED)
         w = value_of(q, number, sim)
-        a = slopes(w, g_ptr, v_ptr, x, y, softmax, sim, BLOCK_RED)
+        a = pair_gradients(w, g_ptr, v_ptr, x, y, softmax, sim, BLOCK_RED)
         if sim.distance:
             a = sim.slope(a, w, number)
             a, p = without_near_pairs(a, is_near(q, s, t, x, y, sim), x, y, first, p, sim.K)
@@ -471,7 +472,7 @@ def backward_values(
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, N), BLOCK_N):
         y = rows_of(y_ptr, start // BLOCK_N, matrix, N, BLOCK_N)
         w = value_of(pairs(own, s, load_numbers(t_ptr, y), x, y, number, sim, BLOCK_RED), number, sim)
-        p = tl.where(y.ok[None, :], shares(w, y.index[None, :], y.ok[None, :], softmax), 0.0)
+        p = tl.where(y.ok[None, :], probabilities(w, y.index[None, :], y.ok[None, :], softmax), 0.0)
         acc = multiply(p, load_rows(same_rows(y, g_ptr), first, sim.D, BLOCK_C), acc, sim)
 
     store_rows(result_rows(dv_ptr, x, split, count, sim), acc, first, sim.D)

@@ -115,6 +115,7 @@ def number_sums(
 ):
     """The gradient of the kind's own number: of each row of a tile its part of the sum of g dw/dnumber. All distances
     are computed from differences: what is summed up cancels."""
+    tl.static_assert(sim.by_number is not None, "the kind has a number of its own")
     number = read_scalar(number)
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     matrix, m, n = tile_of(tl.program_id(0), tiles_m, tiles_n)
