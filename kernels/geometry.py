@@ -15,10 +15,10 @@ from typing import Any
 STATE_BLOCK = 256  # elements of an 8-bit optimizer state that share a scale
 
 
-def _told(value: Any) -> str:
+def _key_of(value: Any) -> str:
     """What fixes a field's value: of jit functions and records it is their own key."""
     if isinstance(value, tuple):
-        return f"({', '.join(map(_told, value))})"
+        return f"({', '.join(map(_key_of, value))})"
     return getattr(value, "cache_key", None) or repr(value)
 
 
@@ -38,7 +38,7 @@ class Record:
 
     @cached_property
     def cache_key(self) -> str:
-        values = (f"{f.name}={_told(getattr(self, f.name))}" for f in fields(self))
+        values = (f"{f.name}={_key_of(getattr(self, f.name))}" for f in fields(self))
         return f"{type(self).__module__}.{type(self).__qualname__}({', '.join(values)}) of {self._texts}"
 
 

@@ -12,6 +12,7 @@ def pixels(block, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Sample, row and column, each [BLOCK] int32, of pixels block * BLOCK + lane, numbered row by row and sample by
     sample. The pixel number itself may pass 2^31: only its sample and its place within the sample are kept."""
     per_sample: tl.constexpr = ROWS * COLS
+    tl.static_assert(per_sample + BLOCK <= 2**31, "places within a sample, and a block beyond it, are of 32 bits")
     first = tl.cast(block, tl.int64) * BLOCK
     n0 = first // per_sample
     place = tl.cast(first - n0 * per_sample, tl.int32) + tl.arange(0, BLOCK)

@@ -88,6 +88,7 @@ def _offsets(a):
     per_sample = {
         "input": a["input"].shape[1] * h.size * w.size,
         "the output": a["weight"].shape[0] * h.pooled * w.pooled,
+        "the padded input": h.cells * h.period * w.cells * w.period,
         "weight": prod(a["weight"].shape),
     }
     for name, count in per_sample.items():
