@@ -133,8 +133,6 @@ class Planned:
     """The base class of problems. It reads the first tensor's device and dtype, the device's facts and the override
     at once, since they are part of a problem's key. Plans are chosen when they are first needed."""
 
-    heuristic: Heuristic
-
     def __init__(
         self,
         tensors: Sequence[torch.Tensor | None],
@@ -148,6 +146,11 @@ class Planned:
         self.facts = self.override.device or facts(self.device)
         self.precision = products() if self.dtype == torch.float32 and not self.facts.is_hip else "ieee"
         self.signature = signature(tensors, options, self.precision, batched)
+
+    @cached_property
+    def heuristic(self) -> Heuristic:
+        """The op's heuristic for this problem."""
+        raise NotImplementedError
 
     @cached_property
     def chosen(self) -> dict[str, Chosen]:
