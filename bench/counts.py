@@ -4,6 +4,7 @@
     python -m bench.counts --op conv2d_act_pool --case vgg1_2
     python -m bench.counts --record               what the tests hold later compilations against
     python -m bench.counts --show                 the record as a table
+    python -m bench.counts --headers              its figures, into the headers of kernels
 
 Beside bench.codegen, whose counts are static: an instruction in a loop counts as often as it runs. Of a launch some
 programs are run (`sample`): "all", or a "wave", as many as the chip holds at a time, where they are short, and a few
@@ -18,6 +19,7 @@ sectors. What wgmma reads of shared memory is not among the wavefronts.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -224,6 +226,7 @@ def of_cost(cost: Cost | None) -> dict[str, int]:
 
 
 OFFLINE = Path(__file__).parent / "results" / "offline"
+KERNELS = Path(__file__).parents[1] / "kernels"
 
 
 def record_file() -> Path:
@@ -370,12 +373,25 @@ def line(row: Row | None) -> str:
     return "  ".join(f"{text:{COLUMNS[name][0]}}" for name, text in cells.items())
 
 
+def write_headers() -> None:
+    """Write what the records say into the headers of kernels, as their section "Counted"."""
+    rows = [row for file in record_files() for rows in recorded(file).values() for row in rows]
+    of_file: dict[str, list[str]] = {}
+    for (name, _), text in sorted(stated(rows).items()):
+        of_file.setdefault(name, []).append(f"         {text}")
+    for name, lines in of_file.items():
+        path = KERNELS / f"{name}.py"
+        text = re.sub(r"\nCounted .*?(?=\nRounding )", "", path.read_text(), count=1, flags=re.DOTALL)
+        section = "\n".join(["Counted  at the most, in what bench.counts has recorded:", *lines])
+        files.replace({path: text.replace("\nRounding ", f"\n{section}\nRounding ", 1).encode()})
+
+
 Key = tuple[str, str, str]  # op, case, dtype
-Calls = dict[Key, Callable[[], Iterator[dict[str, Any]]]]
+Calls = dict[Key, Callable[..., Iterator[dict[str, Any]]]]
 
 
 def calls(layers: Iterable[tuple[Op, Case]], steps: Iterable[Step]) -> Calls:
-    """What makes the rows of each."""
+    """What makes the rows of each, given recorded ones whose programs are to be run, or nothing."""
     of_layers = {
         (op.name, case.name, RECORDED["dtype"]): partial(rows_of_case, op, case, **RECORDED) for op, case in layers
     }
@@ -390,7 +406,11 @@ def main(argv: list[str] | None = None) -> int:
         "--record", action="store_true", help="keep the rows in bench/results/offline, beside the others"
     )
     parser.add_argument("--show", action="store_true", help="print the recorded rows, and run nothing")
+    parser.add_argument("--headers", action="store_true", help="write its figures into kernels, and run nothing")
     args = parser.parse_args(argv)
+    if args.headers:
+        write_headers()
+        return 0
     known = dict.fromkeys(step.case for step in STEPS)
     try:
         layers, rules, names = cases_and_steps(args.op, args.case, CLASSES, known, "layer")
@@ -416,6 +436,8 @@ def main(argv: list[str] | None = None) -> int:
             if status:
                 return status
     print(LEGEND)
+    if args.show and (missing := [key for key in wanted if key not in kept]):
+        print("not recorded: " + "; ".join(map(" ".join, missing)) + "\n")
     for (file, _), text in stated(chain.from_iterable(found.values())).items():
         print(f"kernels/{file}.py  {text}")
     return 0

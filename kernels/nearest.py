@@ -20,6 +20,10 @@ Traffic  similarity.row_squares first. forward: x once per split (again for each
          fp32 for a backward), and 16 TOP M more for each of several splits. No M N. backward: g, indices, x and the
          chosen rows of y read, dx written; dy: a sort of the indices, and x read COUNT times
 Work     2 B M N K forward; 2 or 3 B M COUNT K for each gradient
+Counted  at the most, in what bench.counts has recorded:
+         backward_features: 1.1 times Traffic, 3.1 times through L2
+         backward_x: 1.1 times Traffic, 1.1 times through L2
+         forward: 1.0 times Traffic, 140 times through L2, 1.0 times Work
 Rounding as similarity.forward, but that near pairs' columns are added in trees of up to 32; gradients in fp32 but for
          what is loaded, one rounding on the way out
 Order    which pairs are chosen depends on no order: pairs are compared exactly. Gradients add pairs in turn. No atomics
