@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 
 from bench import charts
 from bench.charts import NOTHING, TIMES, number, prefixed
+from bench.cpu_results import reasons as reasons_on_cpu
+from bench.cpu_results import table
 from bench.rows import (
     DTYPES,
     LAYOUTS,
@@ -308,6 +310,7 @@ def context(results: Results) -> dict[str, Any]:
         "runs": [facts(run, outcomes, host) for run in results.runs],
         "newest": facts(newest, outcomes, host) if newest else {},
         "roofs": newest.machine.roofs if newest and newest.machine else {},
+        "cpu": [(of, table(of), reasons_on_cpu(of)) for of in results.cpu],
         "dry": any(run.dry for run in results.runs),
         "rooflines": rooflines(found, results.runs),
         "reasons": reasons(found) + reasons(stepped),

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from bench.cpu_results import CpuResults
 from tritonshare import files
 from tritonshare.measure.machine import Interval
 from tritonshare.records import choice, read_record
@@ -277,6 +278,7 @@ class Results:
 
     runs: tuple[Run, ...]
     evidence: tuple[Evidence, ...]
+    cpu: tuple[CpuResults, ...] = ()
 
     def outcomes(self) -> dict[Key, Outcome]:
         """The newest result of each op's subject."""
@@ -315,12 +317,14 @@ def load(paths: Iterable[Path]) -> Results:
     Raises:
         ResultsError: one sentence that names the file, and the row and field where there is one.
     """
-    runs, evidence = [], []
+    runs, evidence, cpu = [], [], []
     for path in _files(paths):
         try:
             data = files.read_json(path, MAX_BYTES)
             if isinstance(data, dict) and data.get("tool") == Evidence.tool:
                 evidence.append(read_record(Evidence, data, "evidence"))
+            elif isinstance(data, dict) and data.get("tool") == CpuResults.tool:
+                cpu.append(read_record(CpuResults, data, "results"))
             elif isinstance(data, dict) and isinstance(data.get("benchmarks"), list):
                 runs.append(_run(data, path))
             elif not (isinstance(data, dict) and data.get("tool") == "bench.counts"):
@@ -331,7 +335,7 @@ def load(paths: Iterable[Path]) -> Results:
             raise ResultsError(f"{path} {error}") from error
     runs.sort(key=lambda run: run.date)
     _check_together([(run, run.machine) for run in runs if run.machine])
-    return Results(tuple(runs), tuple(evidence))
+    return Results(tuple(runs), tuple(evidence), tuple(sorted(cpu, key=lambda results: results.date)))
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

@@ -16,7 +16,10 @@ from tritonshare.ops.conv2d_act_pool import CONV2D_ACT_POOL
 from tritonshare.ops.conv2d_act_pool.cpu import CpuConvProblem
 from tritonshare.plan import using
 
-pytestmark = [pytest.mark.reference, pytest.mark.sampled("op.name", "dtype", "family", "layout", "parts")]
+pytestmark = [
+    pytest.mark.reference,
+    pytest.mark.sampled("op.name", "dtype", "family", "layout", "parts"),
+]
 
 CPU_OPS = [op for op in OPS if op.cpu is not None]
 CPU = sys.modules[CpuConvProblem.__module__]
@@ -29,9 +32,17 @@ def own(parameters):
     return [p for p in parameters if p.values[0] in CPU_OPS]
 
 
-@pytest.fixture(params=["whole", "by_sample"])
-def parts(request, monkeypatch):
-    """Whole batches at a time, and sample by sample."""
+@pytest.fixture(autouse=True)
+def however_few_samples():
+    with using(path="cpu"):
+        yield
+
+
+@pytest.fixture(params=["whole", "by_sample", "few"])
+def parts(request, monkeypatch, fresh_problems):
+    """Whole batches at a time, sample by sample, and what is done of few samples."""
+    if request.param == "few":
+        monkeypatch.setattr(CpuConvProblem, "least_batch", 2**20)
     if request.param == "by_sample":
         monkeypatch.setattr(CPU, "PART", 1)
         monkeypatch.setattr(CPU, "PER_THREAD", 1)

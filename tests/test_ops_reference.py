@@ -467,7 +467,7 @@ def test_fake_results_lie_as_real_ones(op, case, path):
 class Doubled:
     """The problem of `declare`'s op: twice its input, computed where a kernel would be launched."""
 
-    op, passes, kept = "throwaway_double", {"forward": (), "backward": (0,)}, (False,)
+    op, passes, kept, least_batch = "throwaway_double", {"forward": (), "backward": (0,)}, (False,), 0
 
     def __init__(self, tensors, options):
         assert options == ()

@@ -133,6 +133,8 @@ class Planned:
     """The base class of problems. It reads the first tensor's device and dtype, the device's facts and the override
     at once, since they are part of a problem's key. Plans are chosen when they are first needed."""
 
+    least_batch = 0
+
     def __init__(
         self,
         tensors: Sequence[torch.Tensor | None],

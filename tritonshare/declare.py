@@ -126,6 +126,7 @@ class Problem(Protocol):
     plans: Mapping[str, Plan]  # by pass: the plans alone
     passes: Mapping[str, tuple[int, ...]]  # the passes that have kernels; whose gradients each computes
     kept: tuple[bool, ...]  # for each tensor that `forward` returns, whether the backward reads it
+    least_batch: int  # of fewer samples an eager call is `few` of the tensors, the op in differentiable torch
 
     def allocate(self, *tensors: torch.Tensor | None, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         """Memory for the outputs and, with `save`, for what the forward saves; None for the rest. torch's fake tensors

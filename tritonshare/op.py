@@ -154,6 +154,8 @@ class Op:
             explanation.note(self.name, tensors, raw, self.path(tensors[0]), problem)
         if problem is None:
             return self.plain(tensors, self.canonical(tensors, *raw))
+        if tensors[0].shape[0] < problem.least_batch:
+            return problem.few(*tensors)
         if torch.is_grad_enabled() and _wants_gradients(tensors):
             return self._function.apply(self, problem, raw, *tensors)
         return self.public(problem.forward(*tensors, save=False))

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tritonshare import checkpoint, explain, files, records
+from tritonshare.explanation import WAYS
 from tritonshare.nn import ConvActPool2d
 from tritonshare.training import data
 from tritonshare.training.options import (
@@ -220,9 +221,9 @@ class Run:
         return torch.cat(predictions) == self.held_out_labels
 
     def path(self) -> str:
-        """Whether the kernels or plain torch compute the model's fused blocks on this device, and why."""
+        """Which path computes the model's fused blocks on this device, and why."""
         notes = explain(self.logits, self.prepare(self.train_images[: self.options.batch_size]))
-        ways = {f"{'Triton kernels' if note.kernels else 'plain torch'}: {note.reason}" for note in notes}
+        ways = {f"{WAYS[note.path.name]}: {note.path.reason}" for note in notes}
         return f"{self.device}, {self.options.dtype}, {'; '.join(sorted(ways))}"
 
     def save(self, history: list[Epoch]) -> None:

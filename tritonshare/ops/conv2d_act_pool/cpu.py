@@ -28,12 +28,15 @@ from ... import plan
 from ...binding import without_autocast
 from ...declare import Cost
 from ...kernels.geometry import Axis, ceil_div
+from ...launch import CPU
 from .options import axes
+from .reference import pooled
 
 aten = torch.ops.aten
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PART = 4 * 2**20  # bytes of the map of a part
 PER_THREAD = 2**20  # and at the least so many for every thread
+LEAST = 2 * 2**20  # bytes of the map of a batch, below which the time of the calls outweighs what is gained
 
 
 WIDER = {dtype: torch.float32 if dtype.itemsize == 2 else torch.float64 for dtype in FLOATS}
@@ -76,7 +79,9 @@ class CpuConvProblem:
         self.h, self.w = axes(tensors, options)
         self.activation = ACTIVATIONS[name]
         self.channels, self.filters = int(x.shape[1]), int(w.shape[0])
-        self.format, self.weight_format = suggest_memory_format(x), suggest_memory_format(w)
+        self.weight_format = suggest_memory_format(w)
+        either = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)  # as of a single channel
+        self.format = self.weight_format if either else suggest_memory_format(x)
         of_pooled = self.pool == "none" or (self.pool == "max" and self.activation.monotone)
         # a mean needs the derivative at every element of the map
         self.keeps_map = self.pool == "avg" and self.activation.of != ""
@@ -146,7 +151,28 @@ class CpuConvProblem:
         kept = "the map, of which a mean needs every element" if self.keeps_map else ""
         if self.pool == "max":
             kept = "a byte per pooled element" + ("" if self.kept[0] or not self.kept[2] else ", and its map's value")
-        return (f"computed in {inside}" + (f"; kept for the backward: {kept}" if kept else ""),)
+        found = [f"computed in {inside}" + (f"; kept for the backward: {kept}" if kept else "")]
+        if self.least_batch > 1:
+            found.append(f"fewer than {self.least_batch} samples: torch's own autograd, for there is little to gain")
+        return tuple(found)
+
+    # So few samples that torch's own autograd is faster.
+
+    @cached_property
+    def least_batch(self) -> int:
+        if self.override.path == CPU:
+            return 0
+        return ceil_div(LEAST, prod(self._map) * self.dtype.itemsize)
+
+    def few(self, x, w, b) -> torch.Tensor:
+        """The output, for torch to differentiate."""
+        with without_autocast(x):
+            z = self._convolved(x, w, b)
+            if self.pool == "max" and self.activation.monotone:
+                y = self.activation.value(pooled(z, self.pool, *self.pooling, self.count_pad))
+            else:
+                y = pooled(self.activation.value(z), self.pool, *self.pooling, self.count_pad)
+            return y.contiguous(memory_format=self.format)
 
     # Allocation.
 

@@ -28,11 +28,15 @@ class CpuSharedConvProblem:
         self.dense = dense = CpuConvProblem((x, weight, b), (*conv, *options[6:]))
         self.signature = plan.signature(tensors, options, "ieee")
         self.override, self.facts, self.kept, self.notes = dense.override, dense.facts, dense.kept, dense.notes
+        self.least_batch = dense.least_batch
         self.chosen, self.plans, self.passes = dense.chosen, dense.plans, dense.passes
 
     def _weight(self, codes, book) -> torch.Tensor:
         _, c, r, s = self.shape
         return weight_of(decode(codes, book, self.bits, c * r * s), self.shape)
+
+    def few(self, x, codes, book, b) -> torch.Tensor:
+        return self.dense.few(x, self._weight(codes, book), b)
 
     def allocate(self, x, codes, book, b, *, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         return self.dense.allocate(x, None, b, save=save)
