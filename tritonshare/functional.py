@@ -14,12 +14,15 @@ from .op import FUNCTIONS
 from .ops import adaptive_update
 from .ops.adaptive_update.similarity import Similarity
 from .ops.conv2d_act_pool import CONV2D_ACT_POOL
+from .ops.conv2d_act_pool.reference import Activation, Pool
 from .ops.nearest import NEAREST
 from .ops.segment_sum import SEGMENT_SUM, check_ids
 from .ops.shared_conv2d_act_pool import SHARED_CONV2D_ACT_POOL
 from .ops.shared_linear import SHARED_LINEAR
 from .ops.similarity.fold import folded
+from .ops.similarity.kinds import Kind
 from .ops.similarity_reduce import SIMILARITY_REDUCE
+from .ops.similarity_reduce.contract import Reduce
 from .ops.similarity_weight import SIMILARITY_WEIGHT
 from .products import widened
 
@@ -47,8 +50,8 @@ def conv2d_act_pool(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
-    activation: str | None = "relu",
-    pool: str | None = "max",
+    activation: Activation | None = "relu",
+    pool: Pool | None = "max",
     pool_size: int | tuple[int, int] = 2,
     pool_stride: int | tuple[int, int] | None = None,
     pool_padding: int | tuple[int, int] = 0,
@@ -145,8 +148,8 @@ def shared_conv2d_act_pool(
     groups: int = 1,
     *,
     bits: int,
-    activation: str | None = "relu",
-    pool: str | None = "max",
+    activation: Activation | None = "relu",
+    pool: Pool | None = "max",
     pool_size: int | tuple[int, int] = 2,
     pool_stride: int | tuple[int, int] | None = None,
     pool_padding: int | tuple[int, int] = 0,
@@ -246,7 +249,7 @@ def similarity_weight(
     x: torch.Tensor,
     y: torch.Tensor,
     *,
-    kind: str = "projection",
+    kind: Kind = "projection",
     gamma: float | torch.Tensor | None = None,
     eps: float | torch.Tensor = 1e-8,
 ) -> torch.Tensor:
@@ -296,7 +299,7 @@ def nearest(
     x: torch.Tensor,
     features: torch.Tensor,
     *,
-    kind: str = "euclidean",
+    kind: Kind = "euclidean",
     k: int = 1,
     gamma: float | torch.Tensor | None = None,
     eps: float | torch.Tensor = 1e-8,
@@ -329,8 +332,8 @@ def similarity_reduce(
     y: torch.Tensor,
     values: torch.Tensor | None = None,
     *,
-    reduce: str,
-    kind: str = "projection",
+    reduce: Reduce,
+    kind: Kind = "projection",
     gamma: float | torch.Tensor | None = None,
     eps: float | torch.Tensor = 1e-8,
     temperature: float | torch.Tensor = 1.0,

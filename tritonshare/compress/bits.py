@@ -203,7 +203,7 @@ def _best_raise(
     """The step to the next more bits that fits and takes off most cost for each byte; the first of equals."""
     steps = []
     for group, options in candidates.items():
-        before, after = (*options[options.index(choice[group]) :], None)[:2]
+        before, after = choice[group], next(iter(options[options.index(choice[group]) + 1 :]), None)
         if after is not None and after.bytes - before.bytes <= room and after.cost < before.cost:
             steps.append(((after.cost - before.cost) / (after.bytes - before.bytes), group, after))
     return min(steps, key=lambda step: step[0])[1:] if steps else None

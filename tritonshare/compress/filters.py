@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from .errors import Error
 from .layers import Group, copied, finite, groups_of, layer_bytes, matching, named_layers
 from .report import Layer, Report, smaller
 
-KINDS = ("cosine", "euclidean")
-RULES = ("mean", "learned")
+Kind = Literal["cosine", "euclidean"]
+KINDS = get_args(Kind)
+Tie = Literal["mean", "learned"]
+RULES = get_args(Tie)
 ROUNDING = 1e-12  # how far rounding can take the cosine of a row and itself below 1
 
 
@@ -72,9 +74,9 @@ def _counts(index: Tensor, count: int, like: Tensor) -> Tensor:
 def similar_filters(
     model: nn.Module,
     threshold: float | None = None,
-    kind: str = "cosine",
+    kind: Kind = "cosine",
     *,
-    tie: str | None = None,
+    tie: Tie | None = None,
     skip: str | Collection[str] = (),
 ) -> tuple[nn.Module, Report]:
     """Find filters (output channels) of a layer that are nearly the same and, with `tie`, store them once.
@@ -131,11 +133,11 @@ def _check(model: Any, threshold: Any, kind: Any, tie: Any) -> None:
         raise ArgumentError(f"similar_filters: threshold must be from {low} to {high} for {kind}, but is {threshold}")
 
 
-def _threshold(threshold: float | None, kind: str) -> float:
+def _threshold(threshold: float | None, kind: Kind) -> float:
     return threshold if threshold is not None else 0.95 if kind == "cosine" else 0.3
 
 
-def _tied(row: Layer, group: Group, threshold: float, kind: str, tie: str | None) -> Layer:
+def _tied(row: Layer, group: Group, threshold: float, kind: Kind, tie: Tie | None) -> Layer:
     """The report's row of a layer, whose filters are tied if `tie` says so and it saves bytes."""
     module = group.modules[0]
     weight = module.weight.detach()
@@ -165,7 +167,7 @@ def _tied(row: Layer, group: Group, threshold: float, kind: str, tie: str | None
     )
 
 
-def _leaders(rows: Tensor, threshold: float, kind: str) -> Tensor:
+def _leaders(rows: Tensor, threshold: float, kind: Kind) -> Tensor:
     """The number of each row's group: int32 [rows]."""
     near = _near(rows, threshold, kind).tolist()
     leaders: list[int] = []
@@ -179,7 +181,7 @@ def _leaders(rows: Tensor, threshold: float, kind: str) -> Tensor:
     return torch.tensor(index, dtype=torch.int32, device=rows.device)
 
 
-def _near(rows: Tensor, threshold: float, kind: str) -> Tensor:
+def _near(rows: Tensor, threshold: float, kind: Kind) -> Tensor:
     """Whether each row is near enough to each other row as its leader: bool [rows, leaders]. In fp64, so that it is the
     same on any device."""
     rows = rows.double()

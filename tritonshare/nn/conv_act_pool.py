@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..functional import conv2d_act_pool
+from ..ops.conv2d_act_pool.reference import Activation, Pool
 from .arguments import convolution
 
 
@@ -21,6 +22,16 @@ class ConvActPool2d(torch.nn.Conv2d):
     >>> block(torch.zeros(8, 3, 32, 32)).shape
     torch.Size([8, 32, 16, 16])
     """
+
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    activation: Activation | None
+    pool: Pool | None
+    pool_size: int | tuple[int, int]
+    pool_stride: int | tuple[int, int] | None
+    pool_padding: int | tuple[int, int]
+    ceil_mode: bool
+    count_include_pad: bool
 
     def __init__(
         self,
@@ -36,8 +47,8 @@ class ConvActPool2d(torch.nn.Conv2d):
         device: Any = None,
         dtype: Any = None,
         *,
-        activation: str | None = "relu",
-        pool: str | None = "max",
+        activation: Activation | None = "relu",
+        pool: Pool | None = "max",
         pool_size: int | tuple[int, int] = 2,
         pool_stride: int | tuple[int, int] | None = None,
         pool_padding: int | tuple[int, int] = 0,

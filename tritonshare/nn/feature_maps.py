@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ import torch.distributed as dist
 from ..binding import LIBRARY, serializable, without_autocast
 from ..check import ArgumentError, ArgumentTypeError, integer, number
 from ..functional import nearest, segment_sum, similarity_reduce, similarity_weight
-from ..ops.similarity.kinds import DISSIMILARITIES, DISTANCES, KINDS
+from ..ops.similarity.kinds import DISSIMILARITIES, DISTANCES, KINDS, Kind
 from .arguments import gamma_of, keep_scalar, one_of, scalar_of
 from .recompute import Forwards, refuse_replica
 from .rows import take_rows
 
-UPDATES = ("mean", "learned", "fixed")
-ASSIGNMENTS = ("hard", "soft")
+Update = Literal["mean", "learned", "fixed"]
+UPDATES = get_args(Update)
+Assign = Literal["hard", "soft"]
+ASSIGNMENTS = get_args(Assign)
 STATISTICS = ("counts", "sums")
 
 
@@ -91,6 +93,10 @@ class FeatureMaps(torch.nn.Module):
     torch.Size([3, 2])
     """
 
+    kind: Kind
+    gamma: float | torch.Tensor | None
+    eps: float | torch.Tensor
+    temperature: float | torch.Tensor
     features: torch.Tensor
     counts: torch.Tensor
     sums: torch.Tensor
@@ -100,17 +106,17 @@ class FeatureMaps(torch.nn.Module):
         self,
         num_features: int,
         dim: int,
-        kind: str = "euclidean",
-        update: str = "mean",
+        kind: Kind = "euclidean",
+        update: Update = "mean",
         *,
-        assign: str = "hard",
+        assign: Assign = "hard",
         decay: float = 0.99,
-        temperature: float = 1.0,
+        temperature: float | torch.Tensor = 1.0,
         reseed: float = 0.01,
         clip: float | None = None,
         noise: float = 0.0,
         seed: int = 0,
-        gamma: float | None = None,
+        gamma: float | torch.Tensor | None = None,
         eps: float = 1e-8,
         process_group: Any = None,
         device: Any = None,
@@ -229,7 +235,7 @@ class FeatureMaps(torch.nn.Module):
             return
         refuse = "FeatureMaps: input has values that are not finite: nothing is updated"
         if torch.compiler.is_compiling():
-            torch._assert_async(total.isfinite().all(), refuse)
+            torch._assert_async(total.isfinite().all(), refuse)  # pyright: ignore[reportPrivateImportUsage]  (no other)
         elif not bool(total.isfinite().all()):
             raise ArgumentError(refuse)
         # a batch without inputs says nothing; whether it was one is as private as the rest
@@ -277,6 +283,7 @@ class FeatureMaps(torch.nn.Module):
         return zeros.index_add_(0, indices, torch.ones_like(indices))[:, None]
 
     def _noise(self, total: torch.Tensor) -> torch.Tensor:
+        assert self.clip is not None  # noise needs it
         drawn = self._normal(total.shape, 0) * self.noise
         scale = torch.full_like(drawn[0], self.clip)
         scale[-1] = 1
@@ -375,6 +382,7 @@ class FeatureMaps(torch.nn.Module):
             clustering = self._iterate(x, features.clone(), iterations, moves)
             if best is None or clustering[0].inertia < best[0].inertia:
                 best = clustering
+        assert best is not None  # restarts is at least 1
         result, features, numbers = best
         features = features.double() + centre
         self.features.copy_(features)
@@ -481,10 +489,10 @@ class FeatureMaps(torch.nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Convert the module, but let statistics keep their precision where it takes a shorter dtype."""
-        before = {name: self._buffers[name] for name in STATISTICS if name in self._buffers}
+        before = {name: buffer for name in STATISTICS if (buffer := self._buffers.get(name)) is not None}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
-            after = self._buffers[name]
+            after = getattr(self, name)
             if after.dtype.itemsize < buffer.dtype.itemsize:
                 self._buffers[name] = buffer.to(after.device)
         return self

@@ -28,11 +28,12 @@ def called_whole(module: type[torch.nn.Module]) -> type[torch.nn.Module]:
     @wraps(forward)
     def recorded(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(input, torch.fx.Proxy) and type(self).forward is recorded:
-            tracer = input.tracer
+            tracer: Any = input.tracer  # of modules, which has more than torch's base class
             name = "itself" if self is tracer.root else tracer.path_of_module(self)
             return tracer.create_proxy("call_module", name, (input, *args), kwargs)
         return forward(self, input, *args, **kwargs)
 
     module.forward = recorded
-    module.itself = property(Itself)  # found by its name when a graph of the module alone is built
+    # found by its name when a graph of the module alone is built
+    module.itself = property(Itself)  # pyright: ignore[reportAttributeAccessIssue]  (an attribute that is new)
     return module

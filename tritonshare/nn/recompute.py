@@ -6,6 +6,8 @@ see the state that the first one saw, which has changed since. So a forward that
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,8 @@ class Forwards:
         """Called by a first forward, before it changes the state."""
         waiting = [forward for forward in self._kept if not forward.again]
         self._kept = waiting[1 - MOST :]
-        if within_function() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]  (not in torch's stubs)
+        if within_function() or autograd._top_saved_tensors_default_hooks(True) is not None:
             self._kept.append(_Forward(x, state))
 
     def recall(self, of: str, x: Tensor) -> Tensor | None:

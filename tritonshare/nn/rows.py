@@ -16,7 +16,7 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
 
     rows: [N, ...]; index: [M] of integers from 0 to N - 1. Returns [M, ...].
     """
-    if torch.jit.is_tracing():  # a file holds no function of Python's
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  (it is documented); a file holds no function of Python's
         return rows.index_select(0, index)
     # torch.compile takes no function that has a `jvp`, and needs none
     function = _Take if torch.compiler.is_compiling() else _TakeForward
@@ -45,5 +45,5 @@ class _TakeForward(_Take):
     generate_vmap_rule = True
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return take_rows(tangent, ctx.saved_tensors[0])
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return take_rows(tangents[0], ctx.saved_tensors[0])

@@ -3,7 +3,7 @@ name."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,13 @@ from .. import codebook, packing
 from ..check import ArgumentError, ArgumentTypeError, integer
 from ..functional import conv2d_act_pool, shared_conv2d_act_pool, shared_linear
 from ..kernels.geometry import code_bytes
+from ..ops.conv2d_act_pool.reference import Activation, Pool
 from .arguments import convolution
 from .averages import refuse_averaged
 from .conv_act_pool import ConvActPool2d
 from .recompute import Forwards, refuse_replica, within_function
+
+Dense = TypeVar("Dense", torch.nn.Linear, torch.nn.Conv2d)
 
 
 class _Shared(torch.nn.Module):
@@ -23,6 +26,9 @@ class _Shared(torch.nn.Module):
     weight."""
 
     codes: torch.Tensor
+    codebook: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
+    latent: torch.nn.Parameter | None
     dense_shape: tuple[int, ...]  # of the weight
 
     def _build(self, bits: int, codebooks: int, bias: bool, reassign_every: int, device: Any, dtype: Any) -> None:
@@ -106,7 +112,7 @@ class _Shared(torch.nn.Module):
             self.latent, self.reassign_every = None, 0
         return self
 
-    def _fill(self, module: torch.nn.Module, iterations: int):
+    def _fill(self, module: torch.nn.Linear | torch.nn.Conv2d, iterations: int):
         """Take over a dense module: the best codebooks for its weights, indices of the nearest entries, and its
         bias."""
         _check_finite(type(self).__name__, "weight", module.weight)
@@ -114,23 +120,23 @@ class _Shared(torch.nn.Module):
             rows = packing.rows_of(module.weight)
             self.codebook.copy_(codebook.centroids(rows.reshape(self.codebooks, -1), 2**self.bits, iterations))
             self.assign_(module.weight)
-            if module.bias is not None:
+            if self.bias is not None and module.bias is not None:
                 self.bias.copy_(module.bias)
         return self
 
-    def _like(self, module: torch.nn.Module):
+    def _like(self, module: torch.nn.Linear | torch.nn.Conv2d):
         """What is trained, and whether: as in a dense module."""
         self.codebook.requires_grad_(module.weight.requires_grad)
-        if module.bias is not None:
+        if self.bias is not None and module.bias is not None:
             self.bias.requires_grad_(module.bias.requires_grad)
         return self.train(module.training)
 
     @torch.no_grad()
-    def _fill_dense(self, module: torch.nn.Module) -> torch.nn.Module:
+    def _fill_dense(self, module: Dense) -> Dense:
         """Copy this layer's weights and bias into a dense module."""
         module.weight.copy_(self.weight)
         module.weight.requires_grad_(self.codebook.requires_grad)
-        if self.bias is not None:
+        if self.bias is not None and module.bias is not None:
             module.bias.copy_(self.bias)
             module.bias.requires_grad_(self.bias.requires_grad)
         return module.train(self.training)
@@ -142,12 +148,13 @@ class _Shared(torch.nn.Module):
         if self.training and (torch.is_grad_enabled() or within_function()):
             # disabled here and not by a decorator, which would import torch's compiler with the package
             step = torch.compiler.disable(self._step) if torch.compiler.is_compiling() else self._step
-            return self._dense(step(input))
+            return self._dense(step(input))  # pyright: ignore[reportArgumentType]  (`disable` is not typed)
         return self.weight
 
     def _step(self, input: torch.Tensor) -> torch.Tensor:
         """The packed indices for this step, assigned anew when it is time to; those that the first forward saw, if a
         checkpoint computes it again."""
+        assert self.latent is not None  # see _trained
         refuse_replica(self, "the steps of reassign_every")
         codes = self._forwards.recall(type(self).__name__, input)
         if codes is None:
@@ -282,6 +289,17 @@ class SharedConv2d(_Shared):
     torch.Size([8, 32, 16, 16])
     """
 
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+    activation: Activation | None
+    pool: Pool | None
+
     def __init__(
         self,
         in_channels: int,
@@ -297,8 +315,8 @@ class SharedConv2d(_Shared):
         bits: int = 4,
         codebooks: int = 1,
         reassign_every: int = 0,
-        activation: str | None = None,
-        pool: str | None = None,
+        activation: Activation | None = None,
+        pool: Pool | None = None,
         pool_size: int | tuple[int, int] = 2,
         pool_stride: int | tuple[int, int] | None = None,
         pool_padding: int | tuple[int, int] = 0,
@@ -358,7 +376,7 @@ class SharedConv2d(_Shared):
 
     def to_dense(self) -> torch.nn.Conv2d:
         """A torch.nn.Conv2d with the decoded weight, or a ConvActPool2d where there is an activation or pooling."""
-        settings = {name: getattr(self, name) for name in _GEOMETRY}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
         settings |= {"device": self.codebook.device, "dtype": self.codebook.dtype, "bias": self.bias is not None}
         if self.activation in (None, "none") and self.pool in (None, "none"):
             return self._fill_dense(torch.nn.Conv2d(**settings))

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from ..check import ArgumentError, integer
 from ..functional import similarity_weight
+from ..ops.similarity.kinds import KINDS, Kind
 from ..products import widened
 from .arguments import gamma_of, one_of
-from .feature_maps import KINDS, FeatureMaps
+from .feature_maps import FeatureMaps
 
 
 class SimilaritySharedLinear(torch.nn.Module):
@@ -53,8 +54,8 @@ class SimilaritySharedLinear(torch.nn.Module):
         dim: int,
         bias: bool = True,
         *,
-        kind: str = "projection",
-        gamma: float | None = None,
+        kind: Kind = "projection",
+        gamma: float | torch.Tensor | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:

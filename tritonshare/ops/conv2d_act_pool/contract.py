@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import prod
+from typing import get_args
 
 import torch
 
 from ... import check
 from .options import axes, canonical, pair
-from .reference import ACTIVATIONS
+from .reference import Activation, Pool
 
 MAX_WINDOW = 8
 # offsets within a sample are 32-bit; the margin keeps a tile's lanes behind the last one in range
@@ -115,8 +116,8 @@ CONVOLUTION = (
     check.integers("groups", (1,), 1),
 )
 BLOCK = (
-    check.choice("activation", (*ACTIVATIONS, None)),
-    check.choice("pool", ("max", "avg", "none", None)),
+    check.choice("activation", (*get_args(Activation), None)),
+    check.choice("pool", (*get_args(Pool), None)),
     check.integers("pool_size", (1, 2), 1, MAX_WINDOW),
     check.integers("pool_stride", (1, 2), 1, none=True),
     check.integers("pool_padding", (1, 2), 0),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 
-ACTIVATIONS = {
+Activation = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "hardswish"]
+Pool = Literal["max", "avg", "none"]
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from ...declare import number_or_none
 
-KINDS = ("projection", "dot", "cosine", "euclidean", "sqeuclidean", "rbf")
+Kind = Literal["projection", "dot", "cosine", "euclidean", "sqeuclidean", "rbf"]
+KINDS = get_args(Kind)
 DISTANCES = ("euclidean", "sqeuclidean", "rbf")
 DISSIMILARITIES = ("euclidean", "sqeuclidean")  # the smaller, the more similar
 PRODUCTS = ("projection", "dot")  # which torch's autocast computes in its lower dtype; distances and cosines in fp32

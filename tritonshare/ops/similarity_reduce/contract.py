@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
 from ... import check
 from ..nearest.contract import some_columns
 from ..similarity.contract import MAX_COLUMNS, of_a_kind, two_matrices
 
-REDUCTIONS = ("sum", "max", "softmax_matmul")
+Reduce = Literal["sum", "max", "softmax_matmul"]
+REDUCTIONS = get_args(Reduce)
 
 
 def _rows(a):
