@@ -32,6 +32,7 @@ long: .venv/ready .triton36/ready
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
+	$(RUN) -m pyright
 
 # One lane whole, long tests included.
 reference stub codegen emulated: .venv/ready

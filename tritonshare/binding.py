@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from . import launch
 from .check import ArgumentError
 from .declare import Problem, first_of
-from .dispatch import Way, dual, in_memory, plain, profiled, way
+from .dispatch import Way, dual, in_memory, legacy_batched, plain, profiled, way
 
 if TYPE_CHECKING:
     from .op import Op
@@ -32,7 +32,9 @@ def tupled(outs: Any) -> tuple[torch.Tensor, ...]:
 
 def serializable(named: type) -> type:
     """Let torch.export save and load programs that return this named tuple."""
-    torch.utils._pytree._register_namedtuple(named, serialized_type_name=f"{named.__module__}.{named.__qualname__}")
+    name = f"{named.__module__}.{named.__qualname__}"
+    pytree: Any = torch.utils._pytree  # pyright: ignore[reportAttributeAccessIssue]  (private: there is no public way)
+    pytree._register_namedtuple(named, serialized_type_name=name)
     return named
 
 
@@ -86,6 +88,7 @@ def in_layouts_of(allocated: list[torch.Tensor | None], grads: list[torch.Tensor
     """Write `grads` to `allocated`, whose layouts were promised to a compiler: torch gives gradients other layouts."""
     for t, grad in zip(allocated, grads, strict=True):
         if t is not None:
+            assert grad is not None  # memory was made for gradients alone
             t.copy_(grad)
     return allocated
 
@@ -106,12 +109,12 @@ class Function(torch.autograd.Function):
         return op.public(outs)
 
     @staticmethod
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]  (torch's takes any)
         op = ctx.op
         saved = ctx.saved_tensors
         tensors, outs = saved[: op.tensors], saved[op.tensors :]
         needs = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad) or not plain((grad,)):
+        if torch.is_grad_enabled() or legacy_batched(grad) or not plain((grad,)):
             with profiled(f"tritonshare::{op.name}_backward"):
                 grads = watched_backward(op, ctx.problem, grad, tensors, outs, ctx.raw, needs)
         else:
@@ -262,7 +265,9 @@ def _register_flops(op: Op, split) -> None:
     what it counts for the reference."""
 
     def total(tensors, options, needs, passes) -> int:
-        costs = op.made(tensors, options).cost(tensors[0].shape[0], needs)
+        problem = op.made(tensors, options)
+        assert problem is not None  # the registered operator is called where a Problem computes the op
+        costs = problem.cost(tensors[0].shape[0], needs)
         return sum(cost.flops for name, cost in costs.items() if passes(name))
 
     def of_reference(function, *args) -> int:

@@ -129,7 +129,8 @@ class Opened:
         found = {}
         for entry in self._entries:
             content = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-            if self._file.readinto(memoryview(content.numpy())) != len(content):  # pyright: ignore[reportAttributeAccessIssue]
+            memory: Any = content.numpy()  # Python before 3.12 has no type for what a memoryview is made of
+            if self._file.readinto(memoryview(memory)) != len(content):  # pyright: ignore[reportAttributeAccessIssue]
                 raise FileError("becomes shorter while it is read")
             found[entry.name] = content.view(entry.dtype).view(entry.shape)
         return found

@@ -137,7 +137,7 @@ class Planned:
 
     def __init__(
         self,
-        tensors: Sequence[torch.Tensor | None],
+        tensors: Sequence[Any],
         options: tuple[Any, ...],
         products: Callable[[], str],
         batched: Sequence[int] = (0,),

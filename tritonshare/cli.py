@@ -70,7 +70,7 @@ class Stream:
         except OSError:
             null = open(os.devnull, "w")  # noqa: SIM115
             if self._stream in (sys.__stdout__, sys.__stderr__):  # discard what it still holds when Python ends
-                os.dup2(null.fileno(), self._stream.fileno())
+                os.dup2(null.fileno(), self._stream.fileno())  # pyright: ignore[reportOptionalMemberAccess]  (see above)
             self._stream = null
             if self._name:
                 raise

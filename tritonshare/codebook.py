@@ -101,8 +101,9 @@ class _Rows:
     def centroids(self, entries: int, iterations: int) -> torch.Tensor:
         bounds = self.bins()
         if bounds.shape[1] - 1 > entries:
-            data = [t.numpy() for t in (bounds, self.sums.gather(-1, bounds), self.squares.gather(-1, bounds))]
-            bounds = bounds.gather(-1, torch.from_numpy(_best_intervals(*data, entries)))
+            sums, squares = self.sums.gather(-1, bounds), self.squares.gather(-1, bounds)
+            best = _best_intervals(bounds.numpy(), sums.numpy(), squares.numpy(), entries)
+            bounds = bounds.gather(-1, torch.from_numpy(best))
             bounds = self._settled(bounds, iterations)
         means = self._with_zeros(bounds)
         # rows with fewer distinct values than entries: the last one again

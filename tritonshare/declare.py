@@ -121,12 +121,22 @@ class Problem(Protocol):
     signature: str  # everything that fixes the problem, in one line: see plan.signature
     override: Override  # what `using` asked for when the problem was made
     facts: Device
-    heuristic: Heuristic
-    chosen: Mapping[str, Chosen]  # by pass: the plans, and where they are from (choose.choose)
-    plans: Mapping[str, Plan]  # by pass: the plans alone
     passes: Mapping[str, tuple[int, ...]]  # the passes that have kernels; whose gradients each computes
     kept: tuple[bool, ...]  # for each tensor that `forward` returns, whether the backward reads it
     least_batch: int  # of fewer samples an eager call is `few` of the tensors, the op in differentiable torch
+
+    @property
+    def heuristic(self) -> Heuristic: ...
+
+    @property
+    def chosen(self) -> Mapping[str, Chosen]:
+        """By pass: the plans, and where they are from (choose.choose)."""
+        ...
+
+    @property
+    def plans(self) -> Mapping[str, Plan]:
+        """By pass: the plans alone."""
+        ...
 
     def allocate(self, *tensors: torch.Tensor | None, save: bool = True) -> tuple[torch.Tensor | None, ...]:
         """Memory for the outputs and, with `save`, for what the forward saves; None for the rest. torch's fake tensors
@@ -138,13 +148,13 @@ class Problem(Protocol):
         ...
 
     def backward(
-        self, grad: torch.Tensor, tensors: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor | None], needs
+        self, grad: torch.Tensor, tensors: Sequence[Any], outs: Sequence[torch.Tensor | None], needs
     ) -> list[torch.Tensor | None]:
         """The gradients of those tensors that `needs` says. `outs` is what `forward` returned, with None where `kept`
         is False."""
         ...
 
-    def allocate_gradients(self, tensors: Sequence[torch.Tensor | None], needs) -> list[torch.Tensor | None]:
+    def allocate_gradients(self, tensors: Sequence[Any], needs) -> list[torch.Tensor | None]:
         """Memory for what `backward` returns."""
         ...
 
@@ -168,6 +178,6 @@ def number_or_none(tensor: torch.Tensor | None, number: float | None, used: bool
     return None if number is None or tensor is not None or not used else float(number)
 
 
-def differentiable(tensors: Sequence[torch.Tensor | None]) -> list[bool]:
+def differentiable(tensors: Sequence[Any]) -> list[bool]:
     """Which of an op's tensors can have a gradient: those that are present and not integers."""
     return [t is not None and t.is_floating_point() for t in tensors]

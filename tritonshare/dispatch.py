@@ -16,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad, profiler
+from torch.fx.node import map_aggregate
 
 # Names of this module are looked up faster than torch._C's.
 _modes = torch._C._len_torch_dispatch_stack
@@ -49,12 +50,17 @@ def plain(tensors: Sequence[Any]) -> bool:
     return True
 
 
+def legacy_batched(t: torch.Tensor) -> bool:
+    """Whether torch.autograd.grad(is_grads_batched=True) made this tensor."""
+    return torch._C._functorch.is_legacy_batchedtensor(t)  # pyright: ignore[reportAttributeAccessIssue]  (not in stubs)
+
+
 def way(tensors: Sequence[Any]) -> tuple[Way, str]:
     """How a call on these tensors runs, and why."""
     given = [t for t in tensors if isinstance(t, torch.Tensor)]
     if _transforms():
         return Way.REFERENCE, "within a transform of torch.func"
-    if any(torch._C._functorch.is_legacy_batchedtensor(t) for t in given):
+    if any(map(legacy_batched, given)):
         return Way.REFERENCE, "a batch of gradients"
     if dual(given):
         return Way.REFERENCE, "in forward mode"
@@ -109,16 +115,17 @@ def profiled(name: str):
 def untraced() -> Iterator[None]:
     """Within the block torch.jit.trace does not record, so that sizes are numbers."""
     state = _tracing()
-    torch._C._set_tracing_state(None)
+    set_state: Any = torch._C._set_tracing_state  # pyright: ignore[reportAttributeAccessIssue]  (not in torch's stubs)
+    set_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        set_state(state)
 
 
 def in_graph(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """A node that calls `function`, if torch.fx is tracing and one of its proxies is among or within the arguments;
     else None."""
     proxies: list[torch.fx.Proxy] = []
-    torch.fx.node.map_aggregate(arguments, lambda a: proxies.append(a) if isinstance(a, torch.fx.Proxy) else None)
+    map_aggregate(arguments, lambda a: proxies.append(a) if isinstance(a, torch.fx.Proxy) else None)
     return proxies[0].tracer.create_proxy("call_function", function, (), arguments) if proxies else None

@@ -24,7 +24,7 @@ class Explanation:
     """
 
     op: str
-    tensors: tuple[torch.Tensor | None, ...]
+    tensors: tuple[Any, ...]
     options: tuple[Any, ...]
     path: Path
     problem: Problem | None
@@ -52,7 +52,9 @@ explained: ContextVar[list[Explanation] | None] = ContextVar("tritonshare_explai
 def note(op: str, tensors: Sequence[Any], raw: tuple[Any, ...], path: Path, problem: Problem | None) -> None:
     """Note a call. The tensors are not kept alive."""
     on_meta = tuple(None if t is None else _without_values(t) for t in tensors)
-    explained.get().append(Explanation(op, on_meta, raw, path, problem))
+    calls = explained.get()
+    assert calls is not None  # a caller asks before it notes
+    calls.append(Explanation(op, on_meta, raw, path, problem))
 
 
 def _without_values(t: torch.Tensor) -> torch.Tensor:
@@ -62,9 +64,10 @@ def _without_values(t: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def explaining() -> Iterator[list[Explanation]]:
     """Within the block every call of an op is noted, in the list that this gives."""
-    token = explained.set([])
+    calls: list[Explanation] = []
+    token = explained.set(calls)
     try:
-        yield explained.get()
+        yield calls
     finally:
         explained.reset(token)
 

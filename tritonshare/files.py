@@ -248,6 +248,7 @@ def _sweep(target: Path) -> None:
                 left = target.with_name(name)
                 handle = os.open(left, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
+                    assert fcntl is not None  # without it there are no names
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(left)
                 finally:

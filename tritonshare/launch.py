@@ -153,7 +153,7 @@ class Launcher:
         self._values = tuple(self.constants[name] for name in kernel.arg_names if name in self.constants)
         self.options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "enable_fp_fusion": True, **options}
         self._keywords = {**self.constants, **self.options}
-        self._compiled: dict[tuple[bool, ...], Any] = {}
+        self._compiled: dict[tuple[bool | None, ...], Any] = {}
 
     def __call__(self, grid: int, *args: Any) -> None:
         if _instead is not None:

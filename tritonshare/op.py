@@ -71,8 +71,8 @@ class Op:
     outputs: int
     contract: Sequence[Clause]
     canonical: Callable[..., tuple[Any, ...]]
-    problem: Callable[[Sequence[torch.Tensor | None], tuple[Any, ...]], Problem]
-    reference: Callable[..., torch.Tensor]
+    problem: Callable[[Sequence[Any], tuple[Any, ...]], Problem]
+    reference: Callable[..., Any]  # a tensor, or a tuple of those that are public
     cases: Sequence[Case]
     precision: Callable[[], str]
     draw: Callable[[random.Random], Case]
@@ -83,7 +83,7 @@ class Op:
     batched: tuple[int, ...] = (0,)
     scalars: int = 0
     per_sample: bool = True
-    cpu: Callable[[Sequence[torch.Tensor | None], tuple[Any, ...]], Problem] | None = None
+    cpu: Callable[[Sequence[Any], tuple[Any, ...]], Any] | None = None  # makes a Problem without plans
     _problems: dict[Any, Problem] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -1,5 +1,7 @@
 """How products are computed. In fp32, torch's own switches say "tf32" or "ieee"; half precision is widened to fp32."""
 
+from typing import Any
+
 import torch
 
 
@@ -11,7 +13,8 @@ def widened(t: torch.Tensor) -> torch.Tensor:
 
 def convolution() -> str:
     """How convolutions multiply fp32: torch.backends.cudnn.conv.fp32_precision / allow_tf32."""
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    switch: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]  (not in torch's stubs)
+    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
 
 
 def matmul() -> str:

@@ -20,7 +20,7 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
         return rows.index_select(0, index)
     # torch.compile takes no function that has a `jvp`, and needs none
     function = _Take if torch.compiler.is_compiling() else _TakeForward
-    return function.apply(rows, index.long())  # pyright: ignore[reportReturnType]
+    return function.apply(rows, index.long())
 
 
 class _Take(torch.autograd.Function):

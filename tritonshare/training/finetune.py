@@ -36,7 +36,7 @@ def shared_run(run: Run, bits: int, trained: int, codebooks: int = SHARED_CODEBO
     tuned.model, shrinkage = compress.compress(run.model, bits, codebooks=codebooks, reassign_every=SHARED_REASSIGNED)
     tuned.optimizer = optim.Adam(tuned.model.parameters(), lr=options.shared_lr)
     tuned.scaler = torch.amp.GradScaler(run.device.type, enabled=options.dtype == "float16")
-    tuned.rate = lambda epoch: cosine(options, epoch - trained)  # pyright: ignore[reportAttributeAccessIssue]
+    tuned.rate = lambda epoch: cosine(options, epoch - trained)
     tuned.rate_option = "--shared-lr"
     return tuned, shrinkage
 

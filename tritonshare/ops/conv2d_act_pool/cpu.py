@@ -69,7 +69,7 @@ class CpuConvProblem:
 
     op = "conv2d_act_pool"
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         x, w, _ = tensors
         self.device, self.dtype = x.device, x.dtype
         self.override, self.facts = plan.override(), plan.facts(x.device)

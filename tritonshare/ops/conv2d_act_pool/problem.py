@@ -25,7 +25,7 @@ class ConvProblem(choose.Planned):
 
     op = "conv2d_act_pool"
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         from ...kernels.activation import ACTIVATIONS
         from ...kernels.pooling import POOLINGS
 

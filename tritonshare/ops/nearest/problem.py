@@ -15,7 +15,7 @@ class NearestProblem(PairsProblem):
 
     op = "nearest"
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         super().__init__(tensors, options, *options[:2])
 
     def allocate(self, x, features, *scalars, save: bool = True) -> tuple[torch.Tensor | None, ...]:

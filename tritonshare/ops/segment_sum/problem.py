@@ -63,7 +63,7 @@ class SegmentProblem(choose.Planned):
     passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_input": (0,)}
     kept = (False,)
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         super().__init__(tensors, options, products.none, batched=(0, 1))
         (self.count,) = options
         self.columns = int(tensors[0].shape[1])

@@ -20,7 +20,7 @@ class CpuSharedConvProblem:
 
     op = "shared_conv2d_act_pool"
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         x, *_, b = tensors
         kernel_size, *conv, self.bits = options[:6]
         self.shape = tuple(int(n) for n in weight_named(tensors, kernel_size, conv[-1]).shape)

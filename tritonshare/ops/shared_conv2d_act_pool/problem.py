@@ -24,7 +24,7 @@ class SharedConvProblem(ConvProblem):
 
     op = "shared_conv2d_act_pool"
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         x, _, book, b = tensors
         kernel_size, *conv, bits = options[:6]
         shape = weight_named(tensors, kernel_size, conv[-1]).shape

@@ -107,7 +107,7 @@ class LinearProblem(choose.Planned):
     op = "shared_linear"
     kept = (False,)
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         super().__init__(tensors, options, products.matmul)
         x, codes, book, _ = tensors
         self.shared = Shared(int(codes.shape[0]), int(x.shape[1]), *options, int(book.shape[0]))

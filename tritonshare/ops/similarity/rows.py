@@ -48,7 +48,7 @@ class RowsProblem(choose.Planned):
         other.numbers = numbers
         return other
 
-    def scalars(self, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
+    def scalars(self, tensors: Sequence[Any]) -> list[Any]:
         """What stands for the scalars, of which these are tensors: they, or numbers; 1 for what is not used."""
         numbers = (1.0 if number is None else number for number in self.numbers)
         return [number if t is None else t for t, number in zip(tensors, numbers, strict=True)]

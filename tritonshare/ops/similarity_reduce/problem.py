@@ -27,7 +27,7 @@ BLOCKS = (16, 32, 64, 128)
 TILE = 64 * 128  # elements of a tile of pairs, or of an accumulator
 
 
-def problem(tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> MaximumProblem | TotalProblem:
+def problem(tensors: Sequence[Any], options: tuple[Any, ...]) -> MaximumProblem | TotalProblem:
     return MaximumProblem(tensors, options) if options[0] == "max" else TotalProblem(tensors, options)
 
 
@@ -37,7 +37,7 @@ class MaximumProblem(PairsProblem):
     op = "similarity_reduce"
     kept: tuple[bool, ...]
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         super().__init__(tensors, options, options[1], 1, scalars=3)
 
     def keys(self) -> tuple[Any, Any]:
@@ -132,7 +132,7 @@ class TotalProblem(RowsProblem):
 
     op = "similarity_reduce"
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         super().__init__(tensors, options, options[1], scalars=3)
         values = tensors[2]
         self.d = 0 if values is None else int(values.shape[-1])

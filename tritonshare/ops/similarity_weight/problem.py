@@ -80,7 +80,7 @@ class SimilarityProblem(RowsProblem):
     op = "similarity_weight"
     passes: Mapping[str, tuple[int, ...]] = {"forward": (), "backward_x": (0,), "backward_y": (1,)}
 
-    def __init__(self, tensors: Sequence[torch.Tensor | None], options: tuple[Any, ...]) -> None:
+    def __init__(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> None:
         super().__init__(tensors, options, options[0])
         self.kept = (False, *self.squared)
 
