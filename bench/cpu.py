@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.cpu_results import EAGER, EAGER_CL, OURS, CpuResults, CpuRow, Hardware, readable, reasons
 from bench.rows import record
-from tritonshare import gate
+from tritonshare import gate, launch
 from tritonshare.cli import Parser
 from tritonshare.declare import Unavailable
 from tritonshare.files import replace
@@ -358,7 +358,7 @@ def hardware() -> Hardware:
     except ImportError:
         version = None
     return Hardware(
-        processor_name(), os.cpu_count() or 1, torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.__version__,
+        processor_name(), os.cpu_count() or 1, launch.cpu_bfloat16()[0], torch.__version__,
         platform.python_version(), version,
     )  # fmt: skip
 

@@ -308,6 +308,11 @@ def test_float16_on_a_cpu_says_that_it_is_slow(arguments, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("float16 is slow on a CPU")
 
 
+def test_bfloat16_on_a_cpu_says_whether_the_processor_has_it(arguments, tmp_path, capsys):
+    assert main([*arguments("train", tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert "bfloat16 on this CPU: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("title", ["$\\frac$", "训练 \udcff \x1b", "x" * 5000])
 def test_pictures_take_any_title(title, recwarn):
     assert report.draw_curves([Epoch(1, 1, 0.5, 1)], title).startswith(b"\x89PNG")

@@ -21,6 +21,9 @@ def test_report(capsys):
         for dtype in ("float32", "float16", "bfloat16"):
             assert re.search(rf"^{op.name} +{dtype} ", printed, re.MULTILINE)
     assert "CPU tensors take the plain-torch reference" in printed
+    assert re.search(r"^conv2d_act_pool +float32 +cpu ", printed, re.MULTILINE)
+    assert re.search(r"^nearest +float32 +reference ", printed, re.MULTILINE)
+    assert re.search("^bfloat16 +.* this processor", printed, re.MULTILINE)
 
 
 @pytest.mark.reference

@@ -41,13 +41,16 @@ def main(args: argparse.Namespace) -> int:
     print(f"{'device':<12} {describe(device)}")
     way = launch.path(torch.empty(1, device=device))
     print(f"{'path':<12} {way.reason}")
+    if device.type == "cpu":
+        print(f"{'bfloat16':<12} {launch.cpu_bfloat16()[1]}")
     for line in tables_in_use(device) if way.kernels else ["not used: no kernel runs here"]:
         print(f"{'plans':<12} {line}")
     print()
     for name in (*REGISTRY, "optim"):
         for dtype in DTYPES:
-            way = launch.path(torch.empty(1, device=device, dtype=dtype))
-            print(f"{name:<{NAMES}}  {short(dtype):<9} {'kernels' if way.kernels else 'reference':<10} {way.reason}")
+            x = torch.empty(1, device=device, dtype=dtype)
+            way = REGISTRY[name].path(x) if name in REGISTRY else launch.path(x)
+            print(f"{name:<{NAMES}}  {short(dtype):<9} {way.name:<10} {way.reason}")
     if args.no_check:
         return 0
     print()

@@ -42,6 +42,16 @@ def triton_state() -> tuple[bool, bool, str]:
     return True, interpreted, "Triton's interpreter (TRITON_INTERPRET=1)" if interpreted else "Triton"
 
 
+@cache
+def cpu_bfloat16() -> tuple[bool, str]:
+    """Whether this machine's processor multiplies bf16 itself, and a sentence on it."""
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    flags = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if native and flags is not None and (flags() or torch.cpu._is_amx_tile_supported()):
+        return True, "this processor has instructions for it"
+    return False, "no instructions of this processor are known for it: slower than float32"
+
+
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tritonshare import checkpoint, files
+from tritonshare import checkpoint, files, launch
 from tritonshare.files import sentence
 from tritonshare.training import data, finetune, report
 from tritonshare.training.options import DEFAULT_EPOCHS, OPTIMIZERS, OptionError, Options
@@ -73,6 +73,8 @@ def train_on(images: data.ImageSet, options: Options, device: torch.device) -> l
         print(sentence(f"resumed after epoch {len(history)} from {folder / CHECKPOINT}", report.LINE), flush=True)
     if options.dtype == "float16" and device.type == "cpu":
         print("float16 is slow on a CPU, whose float32 and bfloat16 are not: an epoch may take minutes", flush=True)
+    if options.dtype == "bfloat16" and device.type == "cpu":
+        print(f"bfloat16 on this CPU: {launch.cpu_bfloat16()[1]}", flush=True)
 
     def keep(epoch: Epoch) -> None:
         history.append(epoch)
