@@ -16,7 +16,7 @@ from bench.sass import inspect
 from tests.ops import cases
 from tritonshare import plan
 
-pytestmark = [pytest.mark.codegen, pytest.mark.sampled("op.name", "dtype", "arch")]
+pytestmark = [pytest.mark.codegen, pytest.mark.sampled("op.name", "dtype")]
 
 
 def targets():

@@ -139,7 +139,6 @@ def test_gate_on_drawn_geometries(op, rng):
 # Exact on integers: any order of programs, any layout, any batch around a sample.
 
 
-@pytest.mark.sampled("op.name", "case.name")
 @pytest.mark.parametrize(("op", "case"), exact(cases("tiny", "edge")))
 def test_integers_are_exact(op, case):
     tensors = gate.make_tensors(case, torch.float32, family="integers")

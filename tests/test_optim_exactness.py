@@ -17,7 +17,7 @@ from tritonshare.optim import codec
 from tritonshare.optim.verify import compare, tensors
 from tritonshare.optim.verify import trajectory as train
 
-pytestmark = pytest.mark.sampled("name", "dtype", "similarity")
+pytestmark = pytest.mark.sampled("name", "dtype")
 interpreter, reference = pytest.mark.interpreter, pytest.mark.reference
 SHAPES = ((), (1,), (7,), (0,), (5, 7), (3, 2, 3, 3), (1031,))
 
@@ -179,6 +179,7 @@ def test_the_same_bits_in_any_order_and_beside_anything(name, options):
 
 @interpreter
 @pytest.mark.once
+@pytest.mark.long
 def test_two_thousand_tiny_tensors():
     shapes = [(1 + i % 5,) for i in range(2000)]
     initial, gradients = tensors(shapes, torch.float32), [tensors(shapes, torch.float32, seed=1)]

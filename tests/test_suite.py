@@ -248,6 +248,7 @@ def test_bad_usage_is_one_sentence(arguments, sentence):
 
 
 @pytest.mark.once
+@pytest.mark.long
 def test_results_are_what_the_report_and_pytest_benchmark_read(tmp_path):
     path = tmp_path / "suite.json"
     arguments = ["--dry", "--case", "lenet5_conv2", "--dtype", "bf16", "--pass", "training", "--revision", "abc"]
