@@ -87,7 +87,7 @@ def of_eight_warps(op, case, dtype):
     return [{pass_: found[i % len(found)] for pass_, found in plans.items() if found} for i in range(rounds)]
 
 
-@pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny"), ("bf16", "tf32")))
+@pytest.mark.parametrize(("op", "case", "name", "arch"), on_chips(cases("tiny"), ("bf16", "tf32"), (90,)))
 def test_plans_of_eight_warps(op, case, name, arch):
     with on_gpu(arch), numbers(name) as dtype:
         rounds = of_eight_warps(op, case, dtype)
