@@ -40,6 +40,7 @@ TESTS = {
     "shared_linear": (OPS, "-k", "shared_linear"),
     "similarity": (OPS, SPLITS, "-k", "similarity_weight and not float16 or (weight- or sum-)"),
     "similarity_reduce": (OPS, SPLITS, "-k", "similarity_reduce and not float16 or (max- or sum- or softmax-)"),
+    "similarity_weight": (OPS, SPLITS, "-k", "similarity_weight and not float16 or weight-"),
     "tile": (OPS, "-k", "test_gate and conv2d_act_pool and not shared and not float16"),
 }
 # (file, a line's text, what it became): why no test can tell
