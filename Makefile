@@ -22,9 +22,11 @@ test: lint .venv/ready
 	$(PYTEST) -m 'not long'
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not long'
 
-# The long tests, benchmarks run dry, and the oldest Triton: with `make test`, all that needs no GPU.
+# The long tests, benchmarks run dry, and the oldest Triton: with `make test`, all that needs no GPU, but for the
+# emulated lane's other dtypes and chip, which `make emulated` runs.
 long: .venv/ready .triton36/ready
-	$(PYTEST) -m long
+	$(PYTEST) -m 'long and not emulated'
+	$(PYTEST) --lane emulated -m long -k 'bf16-sm_90 or test_law or test_steps'
 	$(RUN) -m pytest -q bench --benchmark-disable
 	TRITON_INTERPRET=1 $(PYTEST) -m long
 	$(OLDEST) $(PYTEST) -m '(stub or codegen or emulated and not long) and not once'
