@@ -26,6 +26,10 @@ from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
+# Inductor finds the graphs that it keeps on disk by an operator's call, whose layouts depend on the lane's path. What
+# tests start inherits this.
+os.environ |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
+
 import pytest
 import torch
 
