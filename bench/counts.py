@@ -98,7 +98,7 @@ def spread_out(memory: GlobalMemory) -> None:
 
 
 def resident(registers: int, shared: int, warps: int) -> int:
-    """Programs that a processor of sm_90 holds at a time."""
+    """Programs that an SM of sm_90 holds at a time."""
     by_registers = 65_536 // (-(-registers // 8) * 8 * 32 * warps)
     by_shared = 233_472 // (-(-shared // 128) * 128 + 1024)  # of which the system keeps a KiB for each
     return max(1, min(by_registers, by_shared, 64 // warps, 32))
@@ -124,8 +124,8 @@ def counted(launch: RecordedLaunch, arch: str, like: Row | None = None) -> dict[
     """What is counted of a launch, of the programs that the row `like` is of, or of those that are chosen."""
     compiled = launch.compile(arch)
     code = inspect(compiled)
-    per_processor = resident(code.registers, code.shared_bytes, compiled.metadata.num_warps)
-    wave = plan.DEVICES[arch].sms * per_processor
+    per_sm = resident(code.registers, code.shared_bytes, compiled.metadata.num_warps)
+    wave = plan.DEVICES[arch].sms * per_sm
 
     def ran(programs: Sequence[int], memory: GlobalMemory) -> Counters:
         options = Options(counting=True, programs=programs)

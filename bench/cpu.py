@@ -1,7 +1,7 @@
 """Convolution blocks and the two-block network on this machine's CPU, beside torch and ONNX Runtime.
 
     python -m bench.cpu                  # prints a table
-    python -m bench.cpu --record         # writes bench/results/cpu-<name>/cpu.json, too: 12 minutes on two cores
+    python -m bench.cpu --record         # writes bench/results/cpu-<name>/cpu.json, too
 
 All providers of a row are called in turn, in one process, so that what else the machine does meets all alike; a row's
 figure is the median of the rounds' ratios, with an interval. Nothing is timed whose results are not those of fp64 by
