@@ -1,6 +1,8 @@
 """`make mutants`: what it makes, and what it says of them. That the tests kill them takes minutes: see the command."""
 
 import ast
+import signal
+import subprocess
 from itertools import pairwise
 
 import pytest
@@ -42,3 +44,17 @@ def test_one_that_lives_is_told_and_fails_the_run(monkeypatch, capsys, survive, 
     assert mutants.main(["reduce", "--each", "2"]) == status
     assert len({*seen, text_of("reduce")}) == 3
     assert capsys.readouterr().out.count("lives" if survive else "killed") == 2
+
+
+@pytest.mark.parametrize(("status", "passed"), [(0, True), (1, False), (-signal.SIGSEGV, False)])
+def test_a_mutant_that_ends_the_process_is_killed(monkeypatch, tmp_path, status, passed):
+    done = subprocess.CompletedProcess([], status, b"", b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert mutants.passes(tmp_path, "reduce", 1.0) is passed
+
+
+def test_tests_that_do_not_run_are_no_verdict(monkeypatch, tmp_path):
+    done = subprocess.CompletedProcess([], pytest.ExitCode.NO_TESTS_COLLECTED, b"", b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(SystemExit):
+        mutants.passes(tmp_path, "reduce", 1.0)
